@@ -1,0 +1,62 @@
+# Every target installs what it needs into $(VENV) first; a Python from 3.11 to 3.13 is enough.
+#   PYTHON=python3.12   the interpreter to start from (default: the first one that fits)
+#   VENV=.venv          where everything is installed
+#   PIP_ARGS=...        more options for pip; without a GPU, smaller downloads of torch:
+#                       PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+# One thread for each test process: two that take all cores slow each other down several times.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2
+
+.PHONY: help setup demo test test-fast check fmt bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## install everything into .venv
+
+demo: $(READY) ## prune, export, verify and serve a small real model on this machine: ends with a report
+	$(BIN)/cofi-deploy demo
+
+test: test-fast ## every test; those that need a GPU or a Triton server skip where there is none
+	$(PARALLEL) -m "slow and not e2e and not gpu and not triton"
+	$(PYTEST) -m "e2e or gpu or triton"
+
+test-fast: $(READY) ## the tests that take about a minute
+	$(PARALLEL)
+
+check: $(READY) ## format, lint, types and layers; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(READY) ## format, and repair what ruff can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(READY) ## run the scripts of benchmarks/, which write benchmarks/results/*.json
+	@set -e; for script in benchmarks/[a-z]*.py; do \
+		echo "$$script"; $(BIN)/python "$$script"; \
+	done
+
+# Installed again whenever the requirements change.
+$(READY): pyproject.toml constraints.txt
+	@set -e; for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+			>/dev/null 2>&1; then \
+			echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "no Python from 3.11 to 3.13 among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python);" \
+		"install one, or name it: make PYTHON=/path/to/python" >&2; exit 1
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+		-e '.[dev,demo]' -c constraints.txt
+	@touch $@
