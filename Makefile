@@ -26,8 +26,7 @@ demo: $(READY) ## prune, export, verify and serve a small real model on this mac
 	$(BIN)/cofi-deploy demo
 
 test: test-fast ## every test; those that need a GPU or a Triton server skip where there is none
-	$(PARALLEL) -m "slow and not e2e and not gpu and not triton"
-	$(PYTEST) -m "e2e or gpu or triton"
+	$(PYTEST) -m "slow or e2e or gpu or triton"
 
 test-fast: $(READY) ## the tests that take about a minute
 	$(PARALLEL)

@@ -7,8 +7,6 @@ installed package works; a probe that fails becomes a line of the report, never 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,13 +14,10 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 from rich.console import Group, RenderableType
@@ -30,12 +25,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cofi_deploy.artifacts import SCHEMA_VERSION
+from cofi_deploy.doctor_probes import Finding, runtime_findings, version_of
 from cofi_deploy.results import machine, versions
 
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
 HUB_TIMEOUT_S = 4.0
 COMMAND_TIMEOUT_S = 10.0
+TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
 
 # Needed by every command; everything else is an extra.
 _CORE_PACKAGES = (
@@ -76,14 +73,8 @@ def examine() -> dict[str, Any]:
     findings = [
         _python(),
         _core(),
-        _probe("torch", "torch", _torch, remedy="pip install 'torch>=2.6,<2.14'"),
-        *_onnxruntime(has_gpu=bool(gpus)),
-        _probe("openvino", "openvino", _openvino, remedy=_extra("openvino")),
-        _tensorrt(has_gpu=bool(gpus)),
-        _tensorrt_rtx(has_gpu=bool(gpus)),
-        _triton_client(),
-        _triton_server(),
-        _docker(),
+        *runtime_findings(has_gpu=bool(gpus)),
+        *_servers(),
         _gpu_finding(gpus),
         hub(),
     ]
@@ -107,7 +98,7 @@ def render(report: Mapping[str, Any]) -> RenderableType:
         state = Text(found["state"], style=_STATE_STYLE[found["state"]])
         table.add_row(found["name"], state, Text(found["version"]), Text(found["detail"]))
     remedies = [found for found in report["findings"] if found["remedy"]]
-    lines = [Text(_machine_line(report["machine"])), table]
+    lines: list[RenderableType] = [Text(_machine_line(report["machine"])), table]
     if remedies:
         lines.append(Text("To add what is missing:"))
         lines += [
@@ -134,7 +125,7 @@ def _python() -> Finding:
 
 
 def _core() -> Finding:
-    missing = [name for name in _CORE_PACKAGES if not _version(name)]
+    missing = [name for name in _CORE_PACKAGES if not version_of(name)]
     return Finding(
         name="packages",
         state="missing" if missing else "ready",
@@ -143,19 +134,33 @@ def _core() -> Finding:
     )
 
 
-def _triton_server() -> Finding:
+def _servers() -> list[Finding]:
+    """What `serve` can start: a server on PATH, one that a pip package ships, a container."""
+    docker = _docker()
+    return [_triton_server(has_docker=docker.state == "ready"), docker]
+
+
+def _triton_server(*, has_docker: bool) -> Finding:
     binary = shutil.which("tritonserver")
     if binary:
         return Finding(name="triton-server", state="ready", detail=binary)
-    shipped = _version("nvidia-pytriton")
+    shipped = version_of("nvidia-pytriton")
     if shipped:
         detail = "the server inside nvidia-pytriton (python backend only)"
         return Finding(name="triton-server", state="ready", version=shipped, detail=detail)
+    if has_docker:
+        return Finding(
+            name="triton-server",
+            state="missing",
+            detail="not on PATH; `serve` runs the container instead",
+            remedy=f"docker pull {TRITON_IMAGE}",
+        )
     return Finding(
         name="triton-server",
         state="missing",
-        detail="no tritonserver on PATH; a container (docker) serves as well",
-        remedy="docker pull nvcr.io/nvidia/tritonserver:25.10-py3",
+        detail="neither on PATH nor from nvidia-pytriton, and no container runs here",
+        remedy="python3 -m venv .triton && .triton/bin/pip install nvidia-pytriton 'numpy<2' "
+        "onnxruntime tokenizers",
     )
 
 
@@ -193,7 +198,8 @@ def _hub() -> Finding:
     except urllib.error.HTTPError as error:
         return Finding(name="hub", state="broken", detail=f"{url} answers {error.code}")
     except (OSError, ValueError) as error:
-        return Finding(name="hub", state="missing", detail=_unreachable(f"{url}: {error}"))
+        reason = getattr(error, "reason", error)
+        return Finding(name="hub", state="missing", detail=_unreachable(f"{url}: {reason}"))
 
 
 def _unreachable(what: str) -> str:
@@ -265,7 +271,7 @@ def _threads() -> int:
 def _machine_line(facts: Mapping[str, Any]) -> str:
     features = [name for name, there in facts["cpu_features"].items() if there]
     return (
-        f"{facts['cpu']}: {facts['threads']} threads, {', '.join(features) or 'no SIMD extension'}; "
+        f"{facts['cpu']}: {facts['threads']} threads ({', '.join(features) or 'no SIMD'}); "
         f"{facts['memory_available_gib']} of {facts['memory_gib']} GiB memory and "
         f"{facts['disk_free_gib']} GiB disk free"
     )

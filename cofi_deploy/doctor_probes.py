@@ -17,8 +17,6 @@ from typing import Literal
 
 State = Literal["ready", "missing", "broken"]
 
-# What importing or opening a native library raises when a part of it is absent or does not fit.
-_PROBE_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -32,6 +30,47 @@ class Finding:
     version: str = ""
     detail: str = ""
     remedy: str = ""
+
+
+def runtime_findings(*, has_gpu: bool) -> list[Finding]:
+    """Every runtime that an artifact can be built for or run in."""
+    return [
+        probe("torch", "torch", _torch, remedy="pip install 'torch>=2.6,<2.14'"),
+        *_onnxruntime(has_gpu=has_gpu),
+        probe("openvino", "openvino", _openvino, remedy=_extra("openvino")),
+        _tensorrt(has_gpu=has_gpu),
+        _tensorrt_rtx(has_gpu=has_gpu),
+        probe("triton-client", "tritonclient", _triton_client, remedy=_extra("triton")),
+    ]
+
+
+def probe(
+    name: str,
+    module: str,
+    look: Callable[[ModuleType], str],
+    *,
+    remedy: str = "",
+    version: str = "",
+    absent: str = "not installed",
+) -> Finding:
+    """Import ``module`` and let ``look`` describe it; whatever fails is the finding."""
+    if importlib.util.find_spec(module) is None:
+        return Finding(name=name, state="missing", detail=absent, remedy=remedy)
+    version = version or version_of(module)
+    try:
+        detail = look(importlib.import_module(module))
+    except Exception as error:  # noqa: BLE001 - libraries fail in ways of their own; we report them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding(name=name, state="broken", version=version, detail=reason, remedy=remedy)
+    return Finding(name=name, state="ready", version=version, detail=detail)
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution; empty when it is absent."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _torch(torch: ModuleType) -> str:
@@ -48,12 +87,12 @@ def _torch(torch: ModuleType) -> str:
 
 def _onnxruntime(*, has_gpu: bool) -> list[Finding]:
     """The CPU provider, and CUDA where there is a GPU or the package for one."""
-    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    cpu, gpu = version_of("onnxruntime"), version_of("onnxruntime-gpu")
     replace = (
         "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu>=1.20,<2'"
     )
     found = [
-        _probe(
+        probe(
             "onnxruntime-cpu",
             "onnxruntime",
             lambda ort: _open_session(ort, "CPUExecutionProvider"),
@@ -66,7 +105,7 @@ def _onnxruntime(*, has_gpu: bool) -> list[Finding]:
         found.append(Finding(name="onnxruntime-cuda", state="broken", detail=both, remedy=replace))
     elif gpu or has_gpu:
         found.append(
-            _probe(
+            probe(
                 "onnxruntime-cuda",
                 "onnxruntime",
                 lambda ort: _open_session(ort, "CUDAExecutionProvider"),
@@ -116,59 +155,38 @@ def _openvino(openvino: ModuleType) -> str:
 
 
 def _tensorrt(*, has_gpu: bool) -> Finding:
-    needs = "builds and runs engines here" if has_gpu else "no GPU: neither builds nor runs here"
-    remedy = _extra("tensorrt") if has_gpu else ""
-    return _probe("tensorrt", "tensorrt", lambda _: needs, remedy=remedy)
+    if has_gpu:
+        able = "builds and runs engines"
+        return probe("tensorrt", "tensorrt", lambda _: able, remedy=_extra("tensorrt"))
+    return probe(
+        "tensorrt",
+        "tensorrt",
+        lambda _: "installed, but it builds and runs engines only where there is a GPU",
+        absent="not installed; it needs an NVIDIA GPU, and there is none here",
+    )
 
 
 def _tensorrt_rtx(*, has_gpu: bool) -> Finding:
     module = "tensorrt_rtx" if importlib.util.find_spec("tensorrt_rtx") else "tensorrt_rtx_bindings"
-    able = "builds engines" if not has_gpu else "builds and runs engines"
-    return _probe(
+
+    def open_builder(trt: ModuleType) -> str:
+        if not trt.Builder(trt.Logger(trt.Logger.ERROR)):
+            raise RuntimeError("its builder does not start")
+        return "builds and runs engines" if has_gpu else "builds engines; running them takes a GPU"
+
+    return probe(
         "tensorrt-rtx",
         module,
-        lambda trt: f"{able} ({'opened' if trt.Builder(trt.Logger()) else 'no builder'})",
+        open_builder,
         remedy=_extra("tensorrt-rtx"),
-        version=_version("tensorrt-rtx-cu13-bindings") or _version("tensorrt-rtx"),
+        version=version_of("tensorrt-rtx-cu13-bindings") or version_of("tensorrt-rtx"),
     )
 
 
-def _triton_client() -> Finding:
-    def probe(_: ModuleType) -> str:
-        importlib.import_module("tritonclient.grpc.model_config_pb2")
-        return "writes model repositories and calls servers"
-
-    return _probe("triton-client", "tritonclient", probe, remedy=_extra("triton"))
-
-
-def _probe(
-    name: str,
-    module: str,
-    look: Callable[[ModuleType], str],
-    *,
-    remedy: str,
-    version: str | None = None,
-) -> Finding:
-    """Import ``module`` and let ``look`` describe it; whatever fails is the finding."""
-    if importlib.util.find_spec(module) is None:
-        return Finding(name=name, state="missing", detail="not installed", remedy=remedy)
-    version = version or _version(module)
-    try:
-        detail = look(importlib.import_module(module))
-    except _PROBE_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Finding(name=name, state="broken", version=version, detail=reason, remedy=remedy)
-    return Finding(name=name, state="ready", version=version, detail=detail)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
+def _triton_client(_: ModuleType) -> str:
+    importlib.import_module("tritonclient.grpc.model_config_pb2")
+    return "writes model repositories, calls servers"
 
 
 def _extra(name: str) -> str:
     return f"pip install 'cofi-deploy[{name}]'"
-
-

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import (
     atomic_directory,
     check_model_directory,
@@ -72,6 +73,11 @@ def load_dense(
     found, _ = ours_from_bert(tensors, model.state_dict(), kind)
     model.load_state_dict({**model.state_dict(), **found})
     return model
+
+
+def read_dense_arch(path: Path | str) -> Arch:
+    """`Arch` of an ordinary checkpoint, from its config.json alone."""
+    return arch_from_config(read_json(resolve(path) / "config.json"))
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:

@@ -1,0 +1,231 @@
+"""Settings of `train`: flags over a TOML file over a recipe, every problem reported at once.
+
+They end at `api.train`: what lies below takes the resolved, frozen `TrainSettings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from cofi_deploy.errors import ConfigError, did_you_mean
+from cofi_deploy.masks import FAMILIES
+
+RECIPES = ("paper", "balanced", "fast", "smoke")
+SMALL_TASK_ROWS = 10_000  # below it a recipe's [small] table applies
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a model is taught, pruned and recovered; epochs may be fractions."""
+
+    sparsities: tuple[float, ...] = _setting(
+        (0.95,), "target sparsities, ascending: each becomes a model of its own"
+    )
+    batch_size: int = _setting(32, "sequences per optimizer step")
+    max_length: int = _setting(0, "longest sequence in tokens; 0: the task's own (128, QA 384)")
+    teacher_epochs: float = _setting(3.0, "epochs of fine-tuning the dense teacher")
+    teacher_lr: float = _setting(5e-5, "peak learning rate of the teacher")
+    teacher_dropout: float = _setting(0.1, "dropout while the teacher is fine-tuned")
+    student_init: Literal["teacher", "pretrained"] = _setting(
+        "teacher", "where the student's weights start from"
+    )
+    distill_epochs: float = _setting(0.0, "epochs of distillation before any pruning")
+    warmup_epochs: float = _setting(4.0, "epochs in which the target sparsity rises")
+    prune_epochs: float = _setting(4.0, "epochs at the constant target, for each sparsity")
+    finetune_epochs: float = _setting(8.0, "epochs of fine-tuning the cut model")
+    student_lr: float = _setting(1e-4, "peak learning rate of the weights while pruning")
+    finetune_lr: float = _setting(1e-4, "peak learning rate of the cut model")
+    gate_lr: float = _setting(0.0, "learning rate of log_alpha; 0: fitted to the number of steps")
+    multiplier_lr: float = _setting(0.0, "learning rate of the multipliers; 0: as gate_lr")
+    gate_init: float = _setting(10.0, "mean of the initial log_alpha")
+    gate_init_ffn: float = _setting(0.0, "the same for FFN units")
+    mask_families: tuple[str, ...] = _setting(FAMILIES, "which families are pruned")
+    sparsity_schedule: Literal["linear", "cubic"] = _setting("linear", "shape of the warm-up")
+    lr_warmup: float = _setting(0.06, "share of a stage in which the learning rate rises")
+    weight_decay: float = _setting(0.0, "AdamW weight decay")
+    max_grad_norm: float = _setting(1.0, "gradient norm above which gradients are scaled down")
+    dropout: float = _setting(0.0, "dropout of the student")
+    temperature: float = _setting(2.0, "softening of both distributions in the prediction loss")
+    prediction_weight: float = _setting(0.5, "weight of the prediction loss")
+    layer_weight: float = _setting(1.0, "weight of the layer loss (a mean over teacher layers)")
+    label_weight: float = _setting(0.0, "weight of the loss against the true labels")
+    layer_matching: Literal["free", "monotonic", "fixed"] = _setting(
+        "monotonic", "how student layers are matched to teacher layers"
+    )
+    teacher_layers: int = _setting(4, "how many teacher layers are learnt from")
+    cache_gib: float = _setting(6.0, "largest cache of teacher outputs on disk; 0: none")
+    evaluations: int = _setting(4, "evaluations on the selection split in each stage")
+    precision: Precision = _setting("auto", "auto: bf16 where the hardware multiplies it, else fp32")
+    seed: int = _setting(42, "of data order, dropout, gates and fresh weights")
+    train_limit: int = _setting(0, "use only so many training examples; 0: all")
+
+    def __post_init__(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ConfigError: Lists every problem found.
+        """
+        problems = list(_problems(self))
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for run.json."""
+        return dataclasses.asdict(self)
+
+
+def resolve_settings(
+    *,
+    recipe: str = "balanced",
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    training_rows: int,
+    kind: str,
+) -> TrainSettings:
+    """Merge defaults, recipe, TOML file and flags, in rising order of precedence.
+
+    Args:
+        recipe: A built-in recipe; its tables ``[small]`` and ``[question-answering]`` apply to
+            tasks below 10,000 training rows and to QA.
+        config: TOML file with the same keys in a table ``[train]`` or at the top.
+        overrides: Settings given as flags; None values are skipped.
+        training_rows: Size of the training data.
+        kind: The task's kind.
+
+    Raises:
+        ConfigError: Unknown recipe or keys, wrong types, bad ranges: all of them at once.
+    """
+    document = load_recipe(recipe)
+    values = _tables(document, training_rows, kind)
+    problems: list[str] = []
+    if config is not None:
+        values |= _tables(_read_toml(config), training_rows, kind)
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    converted = _convert(values, problems)
+    try:
+        settings = TrainSettings(**converted)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("settings: " + "; ".join(problems))
+    return settings
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A built-in recipe as parsed TOML.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, RECIPES)}")
+    text = resources.files("cofi_deploy").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {str(path)!r}: {error}") from error
+    table: dict[str, Any] = document.get("train", document)
+    return table
+
+
+def _tables(document: Mapping[str, Any], rows: int, kind: str) -> dict[str, Any]:
+    """Top-level keys, then the tables that apply to this task."""
+    values = {key: value for key, value in document.items() if not isinstance(value, dict)}
+    known = {"small": rows < SMALL_TASK_ROWS, "question-answering": kind == "question-answering"}
+    for name, table in document.items():
+        if not isinstance(table, dict) or name == "verify":
+            continue
+        if name not in known:
+            raise ConfigError(f"unknown table [{name}]; {did_you_mean(name, [*known, 'verify'])}")
+        if known[name]:
+            values |= table
+    return values
+
+
+def _convert(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Check names and types against the dataclass; TOML lists become tuples."""
+    hints = typing.get_type_hints(TrainSettings)
+    converted: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            problems.append(f"unknown key {key!r}, {did_you_mean(key, hints)}")
+            continue
+        try:
+            converted[key] = _converted(value, hints[key])
+        except (TypeError, ValueError):
+            problems.append(f"{key} is {value!r}, expected {_type_name(hints[key])}")
+    return converted
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(value)
+        return value
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise TypeError(value)
+        return tuple(_converted(entry, item) for entry in value)
+    if isinstance(value, bool) or (hint is int and not isinstance(value, int)):
+        raise TypeError(value)
+    if hint is float and not isinstance(value, int | float):
+        raise TypeError(value)
+    return hint(value)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {typing.get_args(hint)[0].__name__}"
+    return str(hint.__name__)
+
+
+_POSITIVE = ("batch_size", "teacher_lr", "student_lr", "finetune_lr", "temperature", "max_grad_norm",
+             "teacher_layers", "evaluations")
+_NOT_NEGATIVE = ("max_length", "teacher_epochs", "distill_epochs", "warmup_epochs", "prune_epochs",
+                 "finetune_epochs", "gate_lr", "multiplier_lr", "weight_decay", "prediction_weight",
+                 "layer_weight", "label_weight", "cache_gib", "train_limit", "seed")
+_FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
+
+
+def _problems(settings: TrainSettings) -> typing.Iterator[str]:
+    for name in _POSITIVE:
+        if not getattr(settings, name) > 0:
+            yield f"{name} is {getattr(settings, name)!r}, allowed: above 0"
+    for name in _NOT_NEGATIVE:
+        if not getattr(settings, name) >= 0:
+            yield f"{name} is {getattr(settings, name)!r}, allowed: 0 or more"
+    for name in _FRACTIONS:
+        if not 0 <= getattr(settings, name) < 1:
+            yield f"{name} is {getattr(settings, name)!r}, allowed: 0 up to but not 1"
+    if not settings.sparsities or any(not 0 < value < 1 for value in settings.sparsities):
+        yield f"sparsities is {list(settings.sparsities)}, allowed: one or more between 0 and 1"
+    if list(settings.sparsities) != sorted(set(settings.sparsities)):
+        yield f"sparsities is {list(settings.sparsities)}, expected ascending without repeats"
+    for name in settings.mask_families:
+        if name not in FAMILIES:
+            yield f"unknown mask family {name!r}, {did_you_mean(name, FAMILIES)}"
+    if settings.prediction_weight + settings.layer_weight + settings.label_weight <= 0:
+        yield "prediction_weight, layer_weight and label_weight are all 0: nothing to learn from"
+    if settings.warmup_epochs + settings.prune_epochs <= 0:
+        yield "warmup_epochs and prune_epochs are both 0: nothing would be pruned"

@@ -1,0 +1,1 @@
+"""Compact checkpoint -> artifact of one runtime; see `onnx.py`, from which all others start."""

@@ -1,0 +1,129 @@
+"""`export.json`: what every export directory says about itself, and the check when it is opened.
+
+Written by the `export` stage, read by whatever opens an artifact (`serve`, the reports). Comes in:
+a directory. Goes out: an `ExportManifest` whose files have been compared with their checksums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cofi_deploy.arch import Arch
+from cofi_deploy.artifacts import check_checksums, read_json
+from cofi_deploy.errors import ArtifactError
+from cofi_deploy.kinds import TASK_KINDS, TaskKind
+
+MANIFEST = "export.json"
+
+ExportFormat = Literal["onnx", "openvino", "trt", "triton"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportParity:
+    """How closely an artifact answers like PyTorch, on the built-in sentences.
+
+    ``max_abs_logit_diff`` is in the unit of the logits, ``agreement`` the share of equal
+    predictions, ``sentences`` how many inputs were compared, ``runtime`` what computed them.
+    """
+
+    max_abs_logit_diff: float
+    agreement: float
+    sentences: int
+    runtime: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportManifest:
+    """The content of an `export.json`; ``directory`` is where it was found."""
+
+    directory: Path
+    format: ExportFormat
+    created: str
+    source_path: str
+    source_sha256: str
+    arch: Arch
+    kind: TaskKind
+    labels: tuple[str, ...]  # empty for regression and question answering
+    precision: str
+    parity: ExportParity | None
+    files: Mapping[str, str]  # POSIX path relative to the directory -> SHA-256
+    versions: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+def check_export(directory: Path) -> ExportManifest:
+    """Open an export directory: read its manifest and compare every file with its checksum.
+
+    Raises:
+        ArtifactError: No manifest, a manifest that is not ours, or a file that is missing or was
+            changed; the file is named.
+    """
+    manifest = read_manifest(directory)
+    check_checksums(
+        directory,
+        manifest.files,
+        remedy=f"export it again: {rebuild_command(manifest)}",
+    )
+    return manifest
+
+
+def read_manifest(directory: Path) -> ExportManifest:
+    """Read `export.json` without comparing checksums.
+
+    Raises:
+        ArtifactError: Missing, of a newer schema, or with a missing or impossible entry.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(
+            f"{str(directory)!r} holds no {MANIFEST}; expected a directory that "
+            "`cofi-deploy export` wrote"
+        )
+    data = read_json(path)
+    try:
+        return _manifest(directory, data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} has a missing or unknown entry: {error}; export the model again"
+        ) from error
+
+
+def rebuild_command(manifest: ExportManifest) -> str:
+    """The command line that makes the artifact again from its source."""
+    command = f"cofi-deploy export {manifest.source_path} --format {manifest.format}"
+    if manifest.precision != "fp32":
+        command += f" --precision {manifest.precision}"
+    for key, flag in (("batch_size", "--batch-size"), ("seq_len", "--seq-len")):
+        if key in manifest.options:
+            command += f" {flag} {':'.join(str(size) for size in manifest.options[key])}"
+    return command
+
+
+def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:
+    kind, export_format = data["kind"], data["format"]
+    if kind not in TASK_KINDS or export_format not in EXPORT_FORMATS:
+        raise ArtifactError(
+            f"{str(directory / MANIFEST)!r} describes format {export_format!r} and kind {kind!r}, "
+            f"allowed: {', '.join(EXPORT_FORMATS)} and {', '.join(TASK_KINDS)}; "
+            "upgrade cofi-deploy or export the model again"
+        )
+    parity = data["parity"]
+    return ExportManifest(
+        directory=directory,
+        format=export_format,
+        created=data["created"],
+        source_path=data["source"]["path"],
+        source_sha256=data["source"]["weights_sha256"],
+        arch=Arch.from_json(data["arch"]),
+        kind=kind,
+        labels=tuple(data["labels"]),
+        precision=data["precision"],
+        parity=None if parity is None else ExportParity(**parity),
+        files=dict(data["files"]),
+        versions=dict(data["versions"]),
+        options=dict(data["options"]),
+    )

@@ -1,0 +1,110 @@
+"""Run a split through a runner, score it, and compare the answers of two passes.
+
+In: a runner, a task, an encoded split. Out: answers, metrics, parity with PyTorch. Knows no
+runtime. Next file: `significance.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cofi_deploy.serve.inputs import Tensors
+from cofi_deploy.serve.runner import Runner
+from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.tasks.inference import predict_split
+
+FeatureOutputs = list[dict[str, npt.NDArray[Any]]]
+
+# Predicted scores (regression) that are this close count as equal: runtimes sum in other orders.
+SCORE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What one model answered in one runtime, and what that is worth.
+
+    Attributes:
+        outputs: Per feature, without batch axis and padding.
+        predictions: Per example.
+        metrics: Fractions, by name.
+        wall_s: Seconds of inference over the split.
+    """
+
+    outputs: FeatureOutputs
+    predictions: list[Hashable]
+    metrics: dict[str, float]
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How closely a runtime answers like PyTorch does with the same weights."""
+
+    agreement: float
+    max_abs_logit_diff: float
+
+
+def score_split(
+    runner: Runner, task: Task, encoded: EncodedSplit, *, batch_size: int = 32
+) -> Scored:
+    """Run every feature of a split and score the answers.
+
+    Raises:
+        RunnerError: An inference failed, or its answers are not finite.
+    """
+
+    def infer(batch: Tensors) -> dict[str, npt.NDArray[Any]]:
+        return runner.infer({name: batch[name] for name in runner.input_names})
+
+    start = time.perf_counter()
+    outputs = predict_split(infer, encoded, kind=task.kind, batch_size=batch_size)
+    wall_s = time.perf_counter() - start
+    return Scored(
+        outputs=outputs,
+        predictions=task.predictions(encoded, outputs),
+        metrics=task.score(encoded, outputs),
+        wall_s=wall_s,
+    )
+
+
+def compare(reference: Scored, other: Scored) -> Parity:
+    """Compare a pass with the PyTorch pass of the same model over the same features."""
+    return Parity(
+        agreement=agreement(reference.predictions, other.predictions),
+        max_abs_logit_diff=max_abs_logit_diff(reference.outputs, other.outputs),
+    )
+
+
+def agreement(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """Share of examples on which two passes predict the same."""
+    return 1.0 - len(disagreements(first, second)) / max(len(first), 1)
+
+
+def disagreements(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
+    """Places of the examples on which two passes predict something else."""
+    pairs = enumerate(zip(first, second, strict=True))
+    return [index for index, (one, other) in pairs if not _is_equal(one, other)]
+
+
+def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float:
+    """Largest absolute difference of any logit of any feature."""
+    return max(
+        (
+            float(np.abs(one[name] - other[name]).max())
+            for one, other in zip(first, second, strict=True)
+            for name in one
+        ),
+        default=0.0,
+    )
+
+
+def _is_equal(one: Hashable, other: Hashable) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= SCORE_TOLERANCE
+    return one == other

@@ -1,0 +1,97 @@
+"""Open an artifact in a process of its own: time to load, first inference, peak memory.
+
+A process that has run other models has a warm allocator and their memory; this one has neither.
+Run as ``python -m cofi_deploy.serve.probe`` with one JSON argument; answers one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cofi_deploy.errors import RunnerError
+from cofi_deploy.serve.inputs import random_inputs
+from cofi_deploy.serve.latency import OperatingPoint
+from cofi_deploy.serve.runner import open_runner
+
+logger = logging.getLogger(__name__)
+
+# Further runs, so that memory which a runtime takes only later is counted.
+_FURTHER_RUNS = 3
+_TIMEOUT_S = 600
+
+
+def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
+    """``load_ms``, ``first_inference_ms`` and ``peak_memory_mib`` of a fresh process.
+
+    The peak is resident memory of the whole process, Python and the runtime's libraries included.
+
+    Raises:
+        RunnerError: The process failed; carries the last line that it wrote.
+    """
+    request = {
+        "artifact": str(artifact),
+        "runtime": point.runtime,
+        "precision": point.precision,
+        "threads": point.threads,
+        "batch_size": point.batch_size,
+        "seq_len": point.seq_len,
+    }
+    answer = subprocess.run(
+        [sys.executable, "-m", "cofi_deploy.serve.probe", json.dumps(request)],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunnerError(
+            f"{point} of {str(artifact)!r} ended with status {answer.returncode} in a process of "
+            f"its own: {last}"
+        )
+    measured: dict[str, float] = json.loads(answer.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    """Answer the request that is the first argument."""
+    request = json.loads(sys.argv[1])
+    with open_runner(
+        Path(request["artifact"]),
+        request["runtime"],
+        threads=request["threads"],
+        precision=request["precision"],
+    ) as runner:
+        inputs = random_inputs(runner.limits, request["batch_size"], request["seq_len"], seed=0)
+        start = time.perf_counter_ns()
+        runner.infer(inputs)
+        first_ms = (time.perf_counter_ns() - start) / 1e6
+        for _ in range(_FURTHER_RUNS):
+            runner.infer(inputs)
+        answer = {
+            "load_ms": runner.load_ms,
+            "first_inference_ms": first_ms,
+            "peak_memory_mib": peak_memory_mib(),
+        }
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory that this process ever had."""
+    # ru_maxrss of a new process starts with that of its parent at the fork; VmHWM does not.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

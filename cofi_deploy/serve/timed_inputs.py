@@ -1,0 +1,50 @@
+"""Inputs for timing: the task's own texts, or its token ids cut to the length asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cofi_deploy.errors import RunnerError
+from cofi_deploy.serve.inputs import InputLimits, check_inputs, random_inputs
+from cofi_deploy.serve.latency import OperatingPoint
+from cofi_deploy.tasks import EncodedSplit
+
+Batch = dict[str, npt.NDArray[Any]]
+
+# Different batches of the task's own texts that are timed in turn.
+TASK_BATCHES = 32
+
+
+def batches_for(
+    point: OperatingPoint, limits: InputLimits, encoded: EncodedSplit | None, *, seed: int
+) -> list[Batch]:
+    """What is fed at an operating point, in turn.
+
+    For a length in tokens: one unpadded batch, of the split's ids end to end or else of random
+    ids. For the task's lengths: up to 32 batches of its texts in random order, each padded to its
+    longest.
+
+    Raises:
+        RunnerError: The length is more than the model has positions, or the task's lengths are
+            asked for without a split.
+    """
+    if not isinstance(point.seq_len, int):
+        if encoded is None:
+            raise RunnerError(f"{point} needs the texts of a task, got none; name a task")
+        return _task_batches(encoded, point.batch_size, seed)
+    inputs = random_inputs(limits, point.batch_size, point.seq_len, seed=seed)
+    if encoded is not None:
+        ids = np.resize(encoded.input_ids, (point.batch_size, point.seq_len))
+        inputs["input_ids"] = ids.astype(np.int64)
+        check_inputs(inputs, limits)
+    return [inputs]
+
+
+def _task_batches(encoded: EncodedSplit, size: int, seed: int) -> list[Batch]:
+    order = np.random.default_rng(seed).permutation(len(encoded))
+    count = max(1, min(TASK_BATCHES, len(order) // size))
+    rows = np.resize(order, (count, size))  # repeats features where the split is too small
+    return [encoded.batch(chosen.tolist()) for chosen in rows]

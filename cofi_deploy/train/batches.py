@@ -1,0 +1,66 @@
+"""Training batches by step number, so that a resumed run sees the data it would have seen."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cofi_deploy.kinds import INPUT_NAMES
+from cofi_deploy.tasks import EncodedSplit, length_bucketed_batches
+
+
+class Batch(NamedTuple):
+    """One batch on the training device; `rows` are the features' numbers in the split."""
+
+    rows: npt.NDArray[np.int64]
+    inputs: dict[str, Tensor]  # input_ids, attention_mask, token_type_ids: (batch, sequence)
+    targets: dict[str, Tensor]
+    valid: Tensor  # bool (batch, sequence), False at padding
+
+
+class Batches:
+    """Length-bucketed, shuffled batches of a split; batch n is the same whenever it is asked for."""
+
+    def __init__(
+        self, encoded: EncodedSplit, *, batch_size: int, seed: int, device: torch.device
+    ) -> None:
+        """Nothing is drawn until `at` is called."""
+        self.encoded = encoded
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
+        self._epoch = -1
+        self._order: list[npt.NDArray[np.int64]] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every feature once."""
+        return -(-len(self.encoded) // self._batch_size)
+
+    def steps(self, epochs: float) -> int:
+        """Whole optimizer steps in a number of epochs, which may be a fraction."""
+        return max(1, round(epochs * self.steps_per_epoch)) if epochs > 0 else 0
+
+    def at(self, step: int) -> Batch:
+        """The batch of an optimizer step, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = length_bucketed_batches(
+                self.encoded.lengths, self._batch_size, seed=self._seed, epoch=epoch
+            )
+            self._epoch = epoch
+        return as_batch(self.encoded, self._order[place], self._device)
+
+
+def as_batch(encoded: EncodedSplit, rows: npt.NDArray[np.int64], device: torch.device) -> Batch:
+    """Pad some features to their longest and move them to ``device``."""
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        for name, value in encoded.batch(rows.tolist()).items()
+    }
+    inputs = {name: tensors.pop(name) for name in INPUT_NAMES}
+    return Batch(rows, inputs, tensors, inputs["attention_mask"].bool())

@@ -1,0 +1,99 @@
+"""The student's loss in one step: predictions, layers, and true labels where they are mixed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cofi_deploy.folding import Kept
+from cofi_deploy.kinds import TaskKind
+from cofi_deploy.masks import Masks
+from cofi_deploy.model import CofiPreTrainedModel, EncoderOutput
+from cofi_deploy.train.batches import Batch
+from cofi_deploy.train.distill import LayerMatching, LayerProjection, layer_loss, prediction_loss
+from cofi_deploy.train.teacher import TeacherAnswers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Weights and rules of the student's loss."""
+
+    kind: TaskKind
+    temperature: float
+    prediction_weight: float
+    layer_weight: float
+    label_weight: float
+    matching: LayerMatching
+
+    def __call__(
+        self,
+        student: CofiPreTrainedModel,
+        projection: LayerProjection,
+        batch: Batch,
+        answers: TeacherAnswers,
+        masks: Masks | None = None,
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """Losses by name, their weighted sum as ``loss``, and the layers that were matched."""
+        encoded = student.encode(**batch.inputs, masks=masks)
+        outputs = student.head(encoded)
+        losses = {
+            "loss_prediction": prediction_loss(
+                outputs,
+                answers.outputs,
+                kind=self.kind,
+                valid=batch.valid,
+                temperature=self.temperature,
+            )
+        }
+        losses["loss_layer"], matched = self._layers(student, projection, batch, answers, encoded)
+        losses["loss"] = (
+            self.prediction_weight * losses["loss_prediction"]
+            + self.layer_weight * losses["loss_layer"]
+        )
+        if self.label_weight > 0:
+            losses["loss_label"] = label_loss(outputs, batch.targets, self.kind)
+            losses["loss"] = losses["loss"] + self.label_weight * losses["loss_label"]
+        return losses, matched
+
+    def _layers(
+        self,
+        student: CofiPreTrainedModel,
+        projection: LayerProjection,
+        batch: Batch,
+        answers: TeacherAnswers,
+        encoded: EncoderOutput,
+    ) -> tuple[Tensor, list[int]]:
+        if self.layer_weight == 0:
+            return torch.zeros((), device=batch.valid.device), []
+        states = [state[batch.valid] for state in encoded.states[1:]]
+        return layer_loss(
+            states,
+            answers.states,
+            projection,
+            encoded.kept,
+            alive=living_layers(student, encoded.kept),
+            matching=self.matching,
+        )
+
+
+def label_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], kind: TaskKind) -> Tensor:
+    """Loss against the true labels: what the teacher is fine-tuned with."""
+    if kind == "text-regression":
+        return F.mse_loss(outputs["logits"].squeeze(-1).float(), targets["labels"].float())
+    if kind == "question-answering":
+        start = F.cross_entropy(outputs["start_logits"].float(), targets["start_positions"])
+        end = F.cross_entropy(outputs["end_logits"].float(), targets["end_positions"])
+        return (start + end) / 2.0
+    logits = outputs["logits"].float()
+    return F.cross_entropy(logits.flatten(0, -2), targets["labels"].flatten())
+
+
+def living_layers(student: CofiPreTrainedModel, kept: Kept | None) -> list[bool]:
+    """Which layers have a sublayer left, by the Arch or by this step's masks."""
+    if kept is None:
+        return [bool(layer.heads or layer.ffn) for layer in student.arch.layers]
+    return [bool(h.numel() or f.numel()) for h, f in zip(kept.heads, kept.ffn, strict=True)]

@@ -1,0 +1,120 @@
+"""From gates to fixed masks that meet the budget exactly, counted on what the cut will leave.
+
+Training meets the sparsity only in expectation: clamps leave residues, soft masks round. So one
+number, a shift of all ``log_alpha``, is searched until the fixed masks straddle the budget, and
+FFN units, the finest grain, make up the rest in the order of their ``log_alpha``. Next: `cut.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cofi_deploy.arch import DenseShape
+from cofi_deploy.errors import BudgetError
+from cofi_deploy.masks import Masks
+from cofi_deploy.train.gates import CLAMP, SOFT_FACTOR, TEMPERATURE, HardConcreteGates
+from cofi_deploy.train.sparsity import expected_parameters
+
+_BISECTIONS = 40
+_TOLERANCE = 0.005  # product.md: realised within 0.5 % of the sparsity
+
+
+def masks_at_sparsity(gates: HardConcreteGates, target_sparsity: float) -> Masks:
+    """Fixed masks whose realised sparsity is the target, up to one FFN unit.
+
+    Raises:
+        BudgetError: No masks of these families come within 0.005 of the target.
+    """
+    shape = gates.shape
+    budget = (1.0 - target_sparsity) * shape.prunable_parameters
+    fewer, more = _straddle(gates, budget)
+    candidates = [_trim_ffn(more, gates, budget), _grow_ffn(fewer, gates, budget)]
+    best = min(candidates, key=lambda masks: abs(kept_parameters(masks, shape) - budget))
+    realized = realized_sparsity(best, shape)
+    if abs(realized - target_sparsity) > _TOLERANCE:
+        raise BudgetError(
+            f"masks of {', '.join(gates.families)} come no closer to sparsity {target_sparsity:g} "
+            f"than {realized:.4f}; prune more families or ask for another sparsity"
+        )
+    return best
+
+
+def realized_sparsity(masks: Masks, shape: DenseShape) -> float:
+    """Sparsity of the model that cutting under ``masks`` leaves, a fraction."""
+    return 1.0 - kept_parameters(masks, shape) / shape.prunable_parameters
+
+
+def kept_parameters(masks: Masks, shape: DenseShape) -> int:
+    """Prunable parameters that cutting under ``masks`` leaves."""
+    alive = {name: (value != 0).double() for name, value in vars(masks).items()}
+    return round(float(expected_parameters(Masks(**alive), shape)))
+
+
+def _straddle(gates: HardConcreteGates, budget: float) -> tuple[Masks, Masks]:
+    """Neighbouring fixed masks below and above the budget, by bisection over the shift."""
+    low, high = -4.0 * CLAMP, 4.0 * CLAMP
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2.0
+        if kept_parameters(gates.fixed(middle), gates.shape) > budget:
+            high = middle
+        else:
+            low = middle
+    return gates.fixed(low), gates.fixed(high)
+
+
+def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
+    """Drop the FFN units of smallest ``log_alpha`` until the budget holds."""
+    if "ffn" not in gates.families:
+        return masks
+    alive = (masks.ffn * masks.ffn_block[:, None]) != 0
+    order = _ordered(gates, alive, descending=False)
+
+    def without(count: int) -> Masks:
+        ffn = masks.ffn.clone()
+        ffn.view(-1)[order[:count]] = 0.0
+        return Masks(**{**vars(masks), "ffn": ffn})
+
+    count = _first(len(order), lambda n: kept_parameters(without(n), gates.shape) <= budget)
+    # One unit fewer may be the closer one.
+    choices = [without(count), without(max(0, count - 1))]
+    return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
+
+
+def _grow_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
+    """Bring back FFN units of largest ``log_alpha``, in living sublayers, up to the budget."""
+    if "ffn" not in gates.families:
+        return masks
+    living = ((masks.ffn != 0).any(-1) & (masks.ffn_block != 0))[:, None]
+    order = _ordered(gates, (masks.ffn == 0) & living, descending=True)
+    soft = torch.sigmoid(gates.log_alpha["ffn"].detach() / TEMPERATURE * SOFT_FACTOR).flatten()
+
+    def with_(count: int) -> Masks:
+        ffn = masks.ffn.clone()
+        ffn.view(-1)[order[:count]] = soft[order[:count]]
+        return Masks(**{**vars(masks), "ffn": ffn})
+
+    count = _first(len(order), lambda n: kept_parameters(with_(n), gates.shape) >= budget)
+    choices = [with_(count), with_(max(0, count - 1))]
+    return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
+
+
+def _ordered(gates: HardConcreteGates, chosen: Tensor, *, descending: bool) -> Tensor:
+    """Flat indices of the ``chosen`` FFN units by ``log_alpha``."""
+    indices = chosen.flatten().nonzero().flatten()
+    values = gates.log_alpha["ffn"].detach().flatten()[indices]
+    return indices[values.argsort(descending=descending, stable=True)]
+
+
+def _first(limit: int, holds: Callable[[int], bool]) -> int:
+    """Smallest count in 0..limit for which the monotone ``holds`` is true; limit if none."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

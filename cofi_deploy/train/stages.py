@@ -1,0 +1,292 @@
+"""What each stage trains: the teacher, the gated student, the cut student.
+
+Every function builds a `Stage` for `loop.run_stage`; `pipeline.py` puts them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from cofi_deploy.config import TrainSettings
+from cofi_deploy.masks import Masks
+from cofi_deploy.model import CofiPreTrainedModel
+from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.train.batches import Batches
+from cofi_deploy.train.distill import LayerProjection
+from cofi_deploy.train.evaluate import evaluate
+from cofi_deploy.train.gates import CLAMP, HardConcreteGates
+from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
+from cofi_deploy.train.loop import Stage
+from cofi_deploy.train.losses import Distillation, label_loss
+from cofi_deploy.train.precision import Numerics
+from cofi_deploy.train.projection import masks_at_sparsity, realized_sparsity
+from cofi_deploy.train.sparsity import expected_sparsity
+from cofi_deploy.train.teacher import Teacher
+
+_ADAM_BETAS = (0.9, 0.999)
+_ADAM_EPSILON = 1e-8
+# With gate_lr = 0 a gate can cross its whole range this many times in the pruning steps.
+_GATE_CROSSINGS = 6.0
+_MIN_GATE_LR, _MAX_GATE_LR = 0.01, 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all stages share."""
+
+    task: Task
+    settings: TrainSettings
+    numerics: Numerics
+    batches: Batches
+    selection: EncodedSplit
+
+    @property
+    def distillation(self) -> Distillation:
+        """The student's loss."""
+        s = self.settings
+        return Distillation(
+            kind=self.task.kind,
+            temperature=s.temperature,
+            prediction_weight=s.prediction_weight,
+            layer_weight=s.layer_weight,
+            label_weight=s.label_weight,
+            matching=s.layer_matching,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Student:
+    """The model being pruned, with what is learnt beside it."""
+
+    model: CofiPreTrainedModel
+    projection: LayerProjection
+    gates: HardConcreteGates
+    lagrangian: Lagrangian
+    generator: torch.Generator
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that a checkpoint must hold."""
+        return {
+            "weights": self.model,
+            "projection": self.projection,
+            "gates": self.gates,
+            "lagrangian": self.lagrangian,
+        }
+
+
+def teacher_stage(setup: Setup, model: CofiPreTrainedModel, name: str = "teacher") -> Stage:
+    """Fine-tune the dense model against the true labels, embeddings included."""
+    s = setup.settings
+
+    def loss(step: int) -> Mapping[str, Tensor | float]:
+        batch = setup.batches.at(step)
+        with setup.numerics.autocast():
+            outputs = model.train().outputs(batch.inputs)
+        return {"loss": label_loss(outputs, batch.targets, setup.task.kind)}
+
+    return Stage(
+        name=name,
+        steps=setup.batches.steps(s.teacher_epochs),
+        modules={"weights": model},
+        optimizers={"weights": _weights_optimizer(s, [model], s.teacher_lr, embeddings=True)},
+        loss=loss,
+        evaluate=lambda: evaluate(model, setup.task, setup.selection),
+        keep_best=True,
+        **_common(setup),
+    )
+
+
+def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
+    """Teach the student the task without masks: the paper's pre-pruning phase."""
+    s = setup.settings
+    notes: dict[str, object] = {}
+
+    def loss(step: int) -> Mapping[str, Tensor | float]:
+        batch = setup.batches.at(step)
+        student.model.train()
+        with setup.numerics.autocast():
+            losses, notes["matched_layers"] = setup.distillation(
+                student.model, student.projection, batch, teacher.answers(batch)
+            )
+        return losses
+
+    learners = [student.model, student.projection]
+    return Stage(
+        name="distill",
+        steps=setup.batches.steps(s.distill_epochs),
+        modules=student.modules,
+        optimizers={"weights": _weights_optimizer(s, learners, s.student_lr)},
+        generators={"gates": student.generator},
+        loss=loss,
+        evaluate=lambda: evaluate(student.model, setup.task, setup.selection),
+        notes=lambda: notes,
+        **_common(setup),
+    )
+
+
+def prune_stage(
+    setup: Setup, student: Student, teacher: Teacher, *, target: float, start: float
+) -> Stage:
+    """Learn weights and masks jointly: the target rises from ``start``, then stays.
+
+    In a family of sparsities, later members continue from the one before; their share of the
+    warm-up is the share of sparsity that is still to go.
+    """
+    s = setup.settings
+    share = (target - start) / max(s.sparsities)
+    warmup_steps = setup.batches.steps(s.warmup_epochs * share)
+    steps = warmup_steps + setup.batches.steps(s.prune_epochs)
+    shape = student.gates.shape
+    notes: dict[str, object] = {}
+
+    def loss(step: int) -> Mapping[str, Tensor | float]:
+        batch = setup.batches.at(step)
+        student.model.train()
+        with setup.numerics.autocast():
+            losses, notes["matched_layers"] = setup.distillation(
+                student.model,
+                student.projection,
+                batch,
+                teacher.answers(batch),
+                student.gates.sample(student.generator),
+            )
+        now = scheduled_sparsity(
+            step,
+            start=start,
+            target=target,
+            warmup_steps=warmup_steps,
+            schedule=s.sparsity_schedule,
+        )
+        sparsity = expected_sparsity(student.gates.keep_prob(), shape)
+        penalty = student.lagrangian(sparsity, now)
+        return {
+            **losses,
+            "loss": losses["loss"] + penalty,
+            "loss_lagrangian": penalty,
+            "target_sparsity": now,
+            "expected_sparsity": sparsity,
+            "lambda_linear": student.lagrangian.lambda_linear,
+            "lambda_quadratic": student.lagrangian.lambda_quadratic,
+        }
+
+    learners = [student.model, student.projection]
+    gate_lr = s.gate_lr or _fitted_gate_lr(setup)
+    return Stage(
+        name=prune_name(target),
+        steps=steps,
+        modules=student.modules,
+        optimizers={
+            "weights": _weights_optimizer(s, learners, s.student_lr),
+            "gates": AdamW(student.gates.parameters(), lr=gate_lr, weight_decay=0.0),
+            "multipliers": AdamW(
+                student.lagrangian.parameters(),
+                lr=s.multiplier_lr or gate_lr,
+                weight_decay=0.0,
+                maximize=True,
+            ),
+        },
+        generators={"gates": student.generator},
+        loss=loss,
+        after_step=student.gates.clamp,
+        evaluate=lambda: _evaluate_masked(setup, student),
+        notes=lambda: notes,
+        **_common(setup),
+    )
+
+
+def finetune_stage(
+    setup: Setup,
+    model: CofiPreTrainedModel,
+    projection: LayerProjection,
+    teacher: Teacher,
+    *,
+    target: float,
+) -> Stage:
+    """Fine-tune the cut model: same losses, no masks; the best weights on selection are kept."""
+    s = setup.settings
+    notes: dict[str, object] = {}
+
+    def loss(step: int) -> Mapping[str, Tensor | float]:
+        batch = setup.batches.at(step)
+        model.train()
+        with setup.numerics.autocast():
+            losses, notes["matched_layers"] = setup.distillation(
+                model, projection, batch, teacher.answers(batch)
+            )
+        return losses
+
+    return Stage(
+        name=finetune_name(target),
+        steps=setup.batches.steps(s.finetune_epochs),
+        modules={"weights": model, "projection": projection},
+        optimizers={"weights": _weights_optimizer(s, [model, projection], s.finetune_lr)},
+        loss=loss,
+        evaluate=lambda: evaluate(model, setup.task, setup.selection),
+        notes=lambda: notes,
+        keep_best=True,
+        **_common(setup),
+    )
+
+
+def prune_name(target: float) -> str:
+    """Name of the stage that prunes to ``target``."""
+    return f"prune-{target:g}"
+
+
+def finetune_name(target: float) -> str:
+    """Name of the stage that fine-tunes the model cut at ``target``."""
+    return f"finetune-{target:g}"
+
+
+def _evaluate_masked(setup: Setup, student: Student) -> dict[str, float]:
+    masks: Masks = student.gates.fixed()
+    scores = evaluate(student.model, setup.task, setup.selection, masks)
+    return {**scores, "realized_sparsity": realized_sparsity(masks, student.gates.shape)}
+
+
+def _fitted_gate_lr(setup: Setup) -> float:
+    """The published 0.01 suits tens of thousands of steps; fewer need larger ones."""
+    s = setup.settings
+    steps = setup.batches.steps(s.warmup_epochs) + setup.batches.steps(s.prune_epochs)
+    return min(_MAX_GATE_LR, max(_MIN_GATE_LR, _GATE_CROSSINGS * 2.0 * CLAMP / steps))
+
+
+def _weights_optimizer(
+    settings: TrainSettings,
+    modules: list[CofiPreTrainedModel | LayerProjection],
+    lr: float,
+    *,
+    embeddings: bool = False,
+) -> AdamW:
+    """AdamW over weights; the student's embeddings stay frozen, as published."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            frozen = "embeddings." in name and not embeddings
+            parameter.requires_grad_(not frozen)
+            if frozen:
+                continue
+            exempt = name.endswith(".bias") or ".norm." in name
+            (plain if exempt else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay, "peak_lr": lr},
+        {"params": plain, "weight_decay": 0.0, "peak_lr": lr},
+    ]
+    return AdamW(groups, lr=lr, betas=_ADAM_BETAS, eps=_ADAM_EPSILON, fused=True)
+
+
+def _common(setup: Setup) -> dict[str, object]:
+    return {
+        "evaluations": setup.settings.evaluations,
+        "lr_warmup": setup.settings.lr_warmup,
+        "max_grad_norm": setup.settings.max_grad_norm,
+        "samples_per_step": setup.settings.batch_size,
+        "scaler": setup.numerics.scaler(),
+    }

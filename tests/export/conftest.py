@@ -1,0 +1,115 @@
+"""Tiny models of every kind, written to disk with a real tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from cofi_deploy.arch import Arch, DenseShape, LayerArch
+from cofi_deploy.kinds import TaskKind
+from cofi_deploy.loading import save_compact, save_dense
+from cofi_deploy.model import CofiConfig, build
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LABELS: dict[TaskKind, tuple[str, ...]] = {
+    "text-classification": ("negative", "neutral", "positive"),
+    "text-regression": (),
+    "token-classification": ("O", "B-place", "I-place", "B-person"),
+    "question-answering": (),
+}
+DENSE = DenseShape(layers=3, hidden=32, heads=4, ffn=64, head_size=8)
+MAX_POSITIONS = 64
+
+# Vanished sublayers, one head, odd widths.
+UNEVEN = (LayerArch(heads=0, ffn=3), LayerArch(heads=1, ffn=0), LayerArch(heads=3, ffn=17))
+
+WriteModel = Callable[..., Path]
+
+
+def tiny_arch(layers: tuple[LayerArch, ...] = UNEVEN, hidden: int = 29, **changes: object) -> Arch:
+    """A structure over `DENSE`; the vocabulary is that of `tiny_tokenizer`."""
+    sizes = {
+        "family": "bert",
+        "vocab_size": len(_vocabulary()),
+        "max_positions": MAX_POSITIONS,
+        "type_vocab_size": 2,
+        "hidden": hidden,
+        "head_size": 8,
+        "layers": layers,
+        "dense": DENSE,
+        "pooler": 32,
+    }
+    return Arch(**{**sizes, **changes})
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece over single characters, with BERT's special tokens and template."""
+    vocabulary = _vocabulary()
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+@pytest.fixture(scope="session")
+def write_model(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
+    """Write a model directory once for each (kind, structure) and hand out its path."""
+    made: dict[tuple[TaskKind, Arch | None], Path] = {}
+
+    def write(kind: TaskKind = "text-classification", arch: Arch | None = None) -> Path:
+        if (kind, arch) not in made:
+            folder = tmp_path_factory.mktemp("models") / "model"
+            made[kind, arch] = _write(kind, arch or tiny_arch(), folder)
+        return made[kind, arch]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def dense_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary Hugging Face checkpoint of a dense classifier."""
+    full = (LayerArch(heads=DENSE.heads, ffn=DENSE.ffn),) * DENSE.layers
+    arch = tiny_arch(full, hidden=DENSE.hidden)
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    save_dense(_random_model("text-classification", arch), tiny_tokenizer(), folder)
+    return folder
+
+
+def _write(kind: TaskKind, arch: Arch, folder: Path) -> Path:
+    save_compact(_random_model(kind, arch), tiny_tokenizer(), folder)
+    return folder
+
+
+def _random_model(kind: TaskKind, arch: Arch):
+    torch.manual_seed(7)
+    model = build(CofiConfig.from_arch(arch, kind, labels=LABELS[kind])).eval()
+    with torch.no_grad():
+        # Larger than the initialisation, so that attention and biases matter to the answer.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def _vocabulary() -> dict[str, int]:
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    return {piece: index for index, piece in enumerate(pieces)}
