@@ -7,6 +7,8 @@ Ctrl-C never leaves half an artifact under its final name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +24,19 @@ SCHEMA_VERSION = 1
 RUNS_ROOT = Path("runs")
 EXPORTS_ROOT = Path("exports")
 
+# What lies at the top of every directory that we write; only such a one, or an empty one, is
+# replaced, so that a slip in --output costs nobody their files.
+_OUR_MARKS = ("config.json", "export.json", "state.json", "cache.json", "run.json")
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _PICKLE_SUFFIXES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
 
 
@@ -34,10 +49,14 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 
     Raises:
         EnvironmentProblem: The disk is full or the place is not writable.
+        UsageError: ``final`` holds files that are not ours.
     """
+    _check_replaceable(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        )
     except OSError as error:
         raise EnvironmentProblem(f"cannot write below {str(final.parent)!r}: {error}") from error
     try:
@@ -45,7 +64,10 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         yield temporary
         _fsync_tree(temporary)
         _replace_directory(temporary, final)
+        _fsync(final.parent)
     except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
         raise EnvironmentProblem(
             f"cannot write {str(final)!r}: {error}; free space or choose another --output, "
             "nothing that was there before is lost"
@@ -54,20 +76,36 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sweep_leftovers(directory: Path) -> None:
+    """Remove what killed writers left in ``directory``, and put back what they had set aside.
+
+    Only for a directory that no other process writes to, such as a run that is resumed.
+    """
+    for path in directory.glob(".*.old"):
+        for old in path.iterdir():
+            if not (directory / old.name).exists():
+                old.rename(directory / old.name)
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    """Write a whole file or nothing: temporary name, fsync, rename.
+
+    Raises:
+        EnvironmentProblem: The disk is full or the place is not writable.
+    """
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _write_bytes(path, data)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write {str(path)!r}: {error}; free space or choose another place, "
+            "what was there before is kept"
+        ) from error
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -87,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{str(path)!r} does not exist") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON
         raise ArtifactError(f"{str(path)!r} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"{str(path)!r} holds a {type(data).__name__}, expected an object")
@@ -198,7 +236,9 @@ def _check_symlink(directory: Path, path: Path) -> None:
     target = path.resolve()
     hub_blobs = directory.resolve().parent.parent / "blobs"
     if not (target.is_relative_to(directory.resolve()) or target.is_relative_to(hub_blobs)):
-        raise ArtifactError(f"{str(path)!r} is a symlink to {str(target)!r}, outside of it; refused")
+        raise ArtifactError(
+            f"{str(path)!r} is a symlink to {str(target)!r}, outside of it; refused"
+        )
 
 
 def _raise_no_safetensors(directory: Path) -> None:
@@ -220,23 +260,74 @@ def _state_of(run_json: Path) -> str | None:
     return state if isinstance(state, str) else None
 
 
+def _check_replaceable(final: Path) -> None:
+    if final.exists() and not final.is_dir():
+        raise UsageError(f"{str(final)!r} is a file, expected a directory; choose another --output")
+    if not final.is_dir() or any((final / mark).is_file() for mark in _OUR_MARKS):
+        return
+    stranger = min((path.name for path in final.iterdir()), default=None)
+    if stranger is not None:
+        raise UsageError(
+            f"{str(final)!r} holds {stranger!r} and nothing that cofi-deploy wrote, and would be "
+            "replaced as a whole; choose another --output"
+        )
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _fsync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             # safetensors writes 0600; a Triton container reads as another user.
             path.chmod(path.stat().st_mode | 0o644)
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        _fsync(path)
+    _fsync(directory)
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _replace_directory(new: Path, final: Path) -> None:
-    """Rename cannot replace a filled directory, so the old one steps aside first."""
-    if not final.exists():
+    """Put ``new`` in the place of ``final``, which becomes ``new`` or goes away."""
+    if not (final.exists() or final.is_symlink()):
         new.rename(final)
         return
+    if final.is_symlink() or not _exchange(new, final):
+        _step_aside(new, final)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the kernel or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    rename.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    places = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return bool(rename(*places, _RENAME_EXCHANGE) == 0)
+
+
+def _step_aside(new: Path, final: Path) -> None:
+    """Rename cannot replace a filled directory, so the old one goes first; see sweep_leftovers."""
     aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
     final.rename(aside / final.name)
     try:

@@ -6,6 +6,7 @@ They end at `api.train`: what lies below takes the resolved, frozen `TrainSettin
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -68,7 +69,9 @@ class TrainSettings:
     teacher_layers: int = _setting(4, "how many teacher layers are learnt from")
     cache_gib: float = _setting(6.0, "largest cache of teacher outputs on disk; 0: none")
     evaluations: int = _setting(4, "evaluations on the selection split in each stage")
-    precision: Precision = _setting("auto", "auto: bf16 where the hardware multiplies it, else fp32")
+    precision: Precision = _setting(
+        "auto", "auto: bf16 where the hardware multiplies it, else fp32"
+    )
     seed: int = _setting(42, "of data order, dropout, gates and fresh weights")
     train_limit: int = _setting(0, "use only so many training examples; 0: all")
 
@@ -108,11 +111,10 @@ def resolve_settings(
     Raises:
         ConfigError: Unknown recipe or keys, wrong types, bad ranges: all of them at once.
     """
-    document = load_recipe(recipe)
-    values = _tables(document, training_rows, kind)
     problems: list[str] = []
+    values = _tables(load_recipe(recipe), training_rows, kind, problems)
     if config is not None:
-        values |= _tables(_read_toml(config), training_rows, kind)
+        values |= _tables(_read_toml(config, problems), training_rows, kind, problems)
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
     converted = _convert(values, problems)
     try:
@@ -136,16 +138,25 @@ def load_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read settings from {str(path)!r}: {error}") from error
-    table: dict[str, Any] = document.get("train", document)
+    table = document.get("train")
+    if not isinstance(table, dict):
+        return document
+    problems.extend(
+        f"{key!r} stands beside the table [train]; move it into that table"
+        for key in document
+        if key not in {"train", "verify"}
+    )
     return table
 
 
-def _tables(document: Mapping[str, Any], rows: int, kind: str) -> dict[str, Any]:
+def _tables(
+    document: Mapping[str, Any], rows: int, kind: str, problems: list[str]
+) -> dict[str, Any]:
     """Top-level keys, then the tables that apply to this task."""
     values = {key: value for key, value in document.items() if not isinstance(value, dict)}
     known = {"small": rows < SMALL_TASK_ROWS, "question-answering": kind == "question-answering"}
@@ -153,10 +164,21 @@ def _tables(document: Mapping[str, Any], rows: int, kind: str) -> dict[str, Any]
         if not isinstance(table, dict) or name == "verify":
             continue
         if name not in known:
-            raise ConfigError(f"unknown table [{name}]; {did_you_mean(name, [*known, 'verify'])}")
-        if known[name]:
+            allowed = did_you_mean(name, [*known, "train", "verify"])
+            problems.append(f"unknown table [{name}], {allowed}")
+        elif known[name]:
             values |= table
+        else:
+            problems.extend(_unknown(key) for key in table if key not in _names())
     return values
+
+
+def _names() -> list[str]:
+    return [entry.name for entry in dataclasses.fields(TrainSettings)]
+
+
+def _unknown(key: str) -> str:
+    return f"unknown key {key!r}, {did_you_mean(key, _names())}"
 
 
 def _convert(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -165,7 +187,7 @@ def _convert(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     converted: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            problems.append(f"unknown key {key!r}, {did_you_mean(key, hints)}")
+            problems.append(_unknown(key))
             continue
         try:
             converted[key] = _converted(value, hints[key])
@@ -200,28 +222,45 @@ def _type_name(hint: Any) -> str:
     return str(hint.__name__)
 
 
-_POSITIVE = ("batch_size", "teacher_lr", "student_lr", "finetune_lr", "temperature", "max_grad_norm",
-             "teacher_layers", "evaluations")
-_NOT_NEGATIVE = ("max_length", "teacher_epochs", "distill_epochs", "warmup_epochs", "prune_epochs",
-                 "finetune_epochs", "gate_lr", "multiplier_lr", "weight_decay", "prediction_weight",
-                 "layer_weight", "label_weight", "cache_gib", "train_limit", "seed")
+_POSITIVE = (
+    "batch_size",
+    "teacher_lr",
+    "student_lr",
+    "finetune_lr",
+    "temperature",
+    "max_grad_norm",
+    "teacher_layers",
+    "evaluations",
+)
+_NOT_NEGATIVE = (
+    "max_length",
+    "teacher_epochs",
+    "distill_epochs",
+    "warmup_epochs",
+    "prune_epochs",
+    "finetune_epochs",
+    "gate_lr",
+    "multiplier_lr",
+    "weight_decay",
+    "prediction_weight",
+    "layer_weight",
+    "label_weight",
+    "cache_gib",
+    "train_limit",
+)
 _FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
+_MAX_SEED = 2**32 - 1  # numpy's
 
 
 def _problems(settings: TrainSettings) -> typing.Iterator[str]:
-    for name in _POSITIVE:
-        if not getattr(settings, name) > 0:
-            yield f"{name} is {getattr(settings, name)!r}, allowed: above 0"
-    for name in _NOT_NEGATIVE:
-        if not getattr(settings, name) >= 0:
-            yield f"{name} is {getattr(settings, name)!r}, allowed: 0 or more"
-    for name in _FRACTIONS:
-        if not 0 <= getattr(settings, name) < 1:
-            yield f"{name} is {getattr(settings, name)!r}, allowed: 0 up to but not 1"
-    if not settings.sparsities or any(not 0 < value < 1 for value in settings.sparsities):
-        yield f"sparsities is {list(settings.sparsities)}, allowed: one or more between 0 and 1"
-    if list(settings.sparsities) != sorted(set(settings.sparsities)):
-        yield f"sparsities is {list(settings.sparsities)}, expected ascending without repeats"
+    yield from _number_problems(settings)
+    sparsities = list(settings.sparsities)
+    if not sparsities or any(not 0 < value < 1 for value in sparsities):
+        yield f"sparsities is {sparsities}, allowed: one or more between 0 and 1"
+    if sparsities != sorted(set(sparsities)):
+        yield f"sparsities is {sparsities}, expected ascending without repeats"
+    if not settings.mask_families:
+        yield f"mask_families is empty, allowed: one or more of {', '.join(FAMILIES)}"
     for name in settings.mask_families:
         if name not in FAMILIES:
             yield f"unknown mask family {name!r}, {did_you_mean(name, FAMILIES)}"
@@ -229,3 +268,17 @@ def _problems(settings: TrainSettings) -> typing.Iterator[str]:
         yield "prediction_weight, layer_weight and label_weight are all 0: nothing to learn from"
     if settings.warmup_epochs + settings.prune_epochs <= 0:
         yield "warmup_epochs and prune_epochs are both 0: nothing would be pruned"
+
+
+def _number_problems(settings: TrainSettings) -> typing.Iterator[str]:
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{name} is {value!r}, allowed: a finite number"
+        elif name in _POSITIVE and not value > 0:
+            yield f"{name} is {value!r}, allowed: above 0"
+        elif name in _NOT_NEGATIVE and not value >= 0:
+            yield f"{name} is {value!r}, allowed: 0 or more"
+        elif name in _FRACTIONS and not 0 <= value < 1:
+            yield f"{name} is {value!r}, allowed: 0 up to but not 1"
+        elif name == "seed" and not 0 <= value <= _MAX_SEED:
+            yield f"seed is {value!r}, allowed: 0 to {_MAX_SEED}"

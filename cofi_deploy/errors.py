@@ -4,14 +4,14 @@
 CofiDeployError                 exit 1
 ├── UsageError                  exit 2   a flag, a file of settings, a name: what the user typed
 │   ├── ConfigError             settings that do not fit together, all problems at once
-│   └── DataError               a data file: path, row and column named
+│   ├── DataError               a data file: path, row and column named
+│   └── BudgetError             a sparsity, size or speedup that the masks cannot reach
 ├── EnvironmentProblem          exit 3   this machine lacks something
 │   ├── MissingDependencyError  a package; names the extra that brings it
 │   └── HubUnreachableError     a hub id without a network
 ├── ArtifactError               a file or directory on disk is not what it should be
 │   ├── CheckpointError         model weights or training state
 │   └── RepositoryError         a Triton model repository
-├── BudgetError                 a sparsity, size or speedup that the masks cannot reach
 ├── DivergedError               NaN or exploding loss
 ├── ExportError                 an artifact could not be made, or differs from its source
 │   └── EngineBuildError        TensorRT refused the network

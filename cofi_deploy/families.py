@@ -47,6 +47,15 @@ _BERT_NAMES = {
 _IGNORED = re.compile(
     r"^(cls\..*|(bert\.)?embeddings\.position_ids|classifier\..*|qa_outputs\..*|(bert\.)?pooler\..*)$"
 )
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 
 
@@ -55,6 +64,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
 
     Raises:
         ConfigError: The family is unknown, or uses something that our encoder does not compute.
+        CheckpointError: A size is missing or no positive number.
     """
     family = str(config.get("model_type"))
     if family not in FAMILIES:
@@ -64,16 +74,17 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
     position = config.get("position_embedding_type", "absolute")
     if position != "absolute":
         raise ConfigError(f"position_embedding_type is {position!r}, allowed: 'absolute'")
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    _check_sizes(config)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if hidden % heads:
         raise ConfigError(f"hidden_size {hidden} is not a multiple of {heads} attention heads")
-    ffn, layers = int(config["intermediate_size"]), int(config["num_hidden_layers"])
+    ffn, layers = config["intermediate_size"], config["num_hidden_layers"]
     head_size = hidden // heads
     return Arch(
         family=family,
-        vocab_size=int(config["vocab_size"]),
-        max_positions=int(config["max_position_embeddings"]),
-        type_vocab_size=int(config["type_vocab_size"]),
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
         hidden=hidden,
         head_size=head_size,
         layers=(LayerArch(heads=heads, ffn=ffn),) * layers,
@@ -178,6 +189,16 @@ def bert_name(ours: str, kind: TaskKind, prefix: str = "bert.") -> str:
     pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", stem)
     theirs = _BERT_NAMES[pattern].format(number.group(1) if number else "")
     return f"{prefix}{theirs}.{leaf}"
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    for name in _SIZES:
+        value = config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"config.json has {name} {value!r}, allowed: a whole number above 0; "
+                "fetch or train the model again"
+            )
 
 
 def _modern(name: str) -> str:

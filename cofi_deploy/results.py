@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ def result_document(rows: Sequence[Row], *, command: Sequence[str] | None = None
     """Wrap ``rows`` with when, by which command, on which machine and with which versions."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(command if command is not None else _command_line()),
+        "command": shlex.join(command if command is not None else _command_line()),
         "git_commit": git_commit(),
         "machine": machine(),
         "versions": versions(),
@@ -78,10 +79,14 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the source tree that this package is imported from; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    # An environment below someone's own repository must not report that repository's commit.
+    if not (root / ".git").exists():
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             timeout=10,

@@ -24,7 +24,7 @@ BACKENDS = ("onnxruntime", "tensorrt", "openvino", "python")
 
 ModelConfig: TypeAlias = Any  # a message of tritonclient's generated schema, without types
 
-_ONNX_TYPES = {
+_ONNX_TYPES: dict[int, str] = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.INT32: "TYPE_INT32",
     TensorProto.FLOAT: "TYPE_FP32",

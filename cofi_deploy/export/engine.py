@@ -40,7 +40,7 @@ class OptimizationProfile:
     def __str__(self) -> str:
         """As in trtexec: ``min 1x16 opt 8x128 max 32x384``."""
         shapes = (("min", self.min), ("opt", self.opt), ("max", self.max))
-        return " ".join(f"{name} {batch}x{length}" for name, (batch, length) in shapes)
+        return " ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
 
     def to_json(self) -> dict[str, dict[str, list[int]]]:
         """The same shapes for every input, as `engine.json` has them."""

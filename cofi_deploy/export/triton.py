@@ -33,7 +33,7 @@ from cofi_deploy.export.triton_config import (
     model_config,
     warmup_file,
 )
-from cofi_deploy.exports import MANIFEST, ExportParity, check_export
+from cofi_deploy.exports import MANIFEST, ExportParity, check_export, read_manifest
 from cofi_deploy.triton_repository import CONFIG_FILE, check_repository, import_model_config
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ def export_triton(
     Args:
         model: An ONNX export, which is served as it is, or a model directory, which is exported
             first.
-        output: The repository; replaced as a whole, and only if an earlier export wrote all of it.
+        output: The repository; replaced as a whole, and only if it holds nothing but an earlier
+            export of ``name``.
         name: Name of the model on the server, and of its folder.
         options: How the server runs it.
 
@@ -79,13 +80,13 @@ def export_triton(
     Raises:
         ConfigError: A name, backend or option that is not allowed; all problems at once.
         MissingDependencyError: tritonclient is not installed.
-        RepositoryError: ``output`` holds models that are not from an earlier export.
+        RepositoryError: ``output`` holds anything else that would be lost.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     options = options or TritonOptions()
     _check_options(name, options)
     import_model_config()  # refuse a missing package before the work starts
-    _check_output(output)
+    _check_output(output, name)
     with atomic_directory(output) as repository:
         folder = repository / name
         version = folder / VERSION
@@ -145,17 +146,17 @@ def _check_options(name: str, options: TritonOptions) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def _check_output(output: Path) -> None:
-    """An existing repository may hold other people's models: only replace what is all ours."""
+def _check_output(output: Path, name: str) -> None:
+    """Only an earlier export of the same model may be replaced; anything else would be lost."""
     if not output.exists():
         return
-    ours = check_export(output).files if (output / MANIFEST).is_file() else {}
-    folders = {name.split("/", 1)[0] for name in ours}
-    others = sorted(path.name for path in output.iterdir() if path.name not in {*folders, MANIFEST})
+    ours = read_manifest(output).files if (output / MANIFEST).is_file() else {}
+    known = {MANIFEST} | {name for file in ours if file.split("/", 1)[0] == name}
+    others = sorted(path.name for path in output.iterdir() if path.name not in known)
     if others:
         raise RepositoryError(
-            f"{str(output)!r} holds {others[0]!r}, which no earlier export wrote and which would "
-            "be lost; choose another --output and move the model folder"
+            f"{str(output)!r} holds {others[0]!r}, which is not from an earlier export of "
+            f"{name!r} and would be lost; choose another --output, then move the model folder"
         )
 
 

@@ -6,6 +6,7 @@ In: rows and samples of `verify.json`. Out: SVG. Next file: `curves.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,12 @@ def accuracy_against_speedup(
         _marker(x(1.0), y(dense), "var(--dense)", "dense"),
         svg.text(x(1.0) + 8, y(dense) - 7, "dense"),
     ]
-    for row in points:
-        parts += _point(x, y, row, metrics[row["runtime"]]["metric"], colours[row["runtime"]])
+    labels = _Labels(x.start, x.end)
+    for row in sorted(points, key=lambda row: row["speedup"]):
+        metric, colour = metrics[row["runtime"]]["metric"], colours[row["runtime"]]
+        parts += _point(x, y, row, metric, colour)
+        labels.place((x(row["speedup"]), y(metric)), _shape(row), colour)
+    parts += labels.drawn(middle=(top + bottom) / 2)
     parts += svg.legend(list(colours.items()), _LEFT, bottom + 56)
     return svg.picture(
         "accuracy-speedup",
@@ -113,10 +118,7 @@ def _asked_region(
 
 
 def _point(x: svg.Scale, y: svg.Scale, row: Row, metric: float, colour: str) -> list[str]:
-    label = f"{row['batch_size']}x{row['seq_len']}"
-    at = x(row["speedup"])
-    is_right = at + svg.text_width(label) + 12 > x.end
-    anchor, shift = ("end", -8) if is_right else ("start", 8)
+    label = _shape(row)
     hint = (
         f"{row['runtime']} {label}: {row['speedup']:.2f} times faster "
         f"({row['speedup_low']:.2f} to {row['speedup_high']:.2f}), metric {metric:.4f}"
@@ -125,15 +127,63 @@ def _point(x: svg.Scale, y: svg.Scale, row: Row, metric: float, colour: str) -> 
         svg.line(
             x(row["speedup_low"]), y(metric), x(row["speedup_high"]), y(metric), "bar", colour
         ),
-        _marker(at, y(metric), colour, hint),
-        svg.text(at + shift, y(metric) - 7, label, anchor=anchor, style="tick"),
+        _marker(x(row["speedup"]), y(metric), colour, hint),
     ]
+
+
+def _shape(row: Row) -> str:
+    return f"{row['batch_size']}x{row['seq_len']}"
+
+
+class _Labels:
+    """Labels of points that lie close together, each in the nearest lane that is free."""
+
+    _LANE = 13.0
+    _MAX_LANES = 12
+
+    def __init__(self, left: float, right: float) -> None:
+        self._left = left
+        self._right = right
+        self._points: list[tuple[tuple[float, float], str, str]] = []
+
+    def place(self, point: tuple[float, float], label: str, colour: str) -> None:
+        """Ask for a label at a point, in the point's colour."""
+        self._points.append((point, label, colour))
+
+    def drawn(self, *, middle: float) -> list[str]:
+        """Leaders, then labels: upward from points below ``middle``, else downward."""
+        taken: list[tuple[float, float, float]] = []  # left, right, baseline
+        leaders: list[str] = []
+        texts: list[str] = []
+        for (x, y), label, colour in self._points:
+            half = svg.text_width(label) / 2
+            centre = min(max(x, self._left + half), self._right - half)
+            step = -self._LANE if y > middle else self._LANE
+            lanes = (
+                y + (-12 if y > middle else 20) + lane * step for lane in range(self._MAX_LANES)
+            )
+            free = (at for at in lanes if not self._hits(taken, centre - half, centre + half, at))
+            at = next(free, None)
+            if at is None:
+                continue
+            taken.append((centre - half, centre + half, at))
+            leaders.append(svg.line(x, y, x, at + 3 if y > middle else at - 10, "leader", colour))
+            texts.append(svg.text(centre, at, label, anchor="middle", style="tick", colour=colour))
+        return [*leaders, *texts]
+
+    def _hits(
+        self, taken: Sequence[tuple[float, float, float]], left: float, right: float, at: float
+    ) -> bool:
+        return any(
+            left < other_right + 4 and other_left < right + 4 and abs(at - other_at) < self._LANE
+            for other_left, other_right, other_at in taken
+        )
 
 
 def _marker(x: float, y: float, colour: str, hint: str) -> str:
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}">'
-        f"<title>{svg.escape(hint)}</title></circle>"
+        f"<title>{escape(hint)}</title></circle>"
     )
 
 

@@ -35,6 +35,9 @@ _WARMUP_SHARE = 0.25  # of max_seconds, for each subject
 NOISE_LIMIT = 0.25
 _RESAMPLES = 2000
 
+# Each of several inputs is timed this often at the least: noise shows only in repetition.
+_MIN_PASSES = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
@@ -135,7 +138,7 @@ def time_interleaved(
         subjects: What is timed, by name.
         schedule: How many rounds.
         variants: Number of inputs that ``before_round`` switches between; rounds come in
-            multiples of it.
+            multiples of it, three at the least.
         before_round: Called, untimed, with the number of the coming round.
         clock: Nanoseconds, increasing.
 
@@ -218,7 +221,8 @@ def relative_spread(durations: Durations, variants: int = 1) -> float:
 
 
 def _goes_on(done: int, variants: int, elapsed_s: float, schedule: Schedule) -> bool:
-    if done < schedule.min_repeats or done % variants:
+    passes = _MIN_PASSES if variants > 1 else 1
+    if done < max(schedule.min_repeats, passes * variants) or done % variants:
         return True
     return done < MAX_ROUNDS and elapsed_s < schedule.max_seconds
 

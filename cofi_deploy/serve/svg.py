@@ -28,6 +28,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Pixels of a value."""
         low, high, at = self.low, self.high, value
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(max(value, 1e-12))
@@ -114,10 +115,19 @@ def polyline(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool
     return f'<polyline class="curve" points="{joined}" stroke="{colour}"{dash}/>'
 
 
-def text(x: float, y: float, content: str, *, anchor: str = "start", style: str = "value") -> str:
-    """A line of text."""
+def text(
+    x: float,
+    y: float,
+    content: str,
+    *,
+    anchor: str = "start",
+    style: str = "value",
+    colour: str = "",
+) -> str:
+    """A line of text; ``colour`` overrides that of its class."""
+    fill = f' style="fill:{colour}"' if colour else ""
     return (
-        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>'
         f"{escape(content)}</text>"
     )
 

@@ -15,7 +15,7 @@ from cofi_deploy.tasks import EncodedSplit
 Batch = dict[str, npt.NDArray[Any]]
 
 # Different batches of the task's own texts that are timed in turn.
-TASK_BATCHES = 32
+TASK_BATCHES = 16
 
 
 def batches_for(
@@ -24,7 +24,7 @@ def batches_for(
     """What is fed at an operating point, in turn.
 
     For a length in tokens: one unpadded batch, of the split's ids end to end or else of random
-    ids. For the task's lengths: up to 32 batches of its texts in random order, each padded to its
+    ids. For the task's lengths: up to 16 batches of its texts in random order, each padded to its
     longest.
 
     Raises:

@@ -163,8 +163,22 @@ def _sentence(claims: Sequence[Claim], unmeasured: Sequence[str]) -> str:
         return "No targets were set: the numbers below stand for themselves."
     failed = [claim for claim in claims if claim.outcome != "held"]
     if not failed:
-        return f"All {len(claims)} claims hold." if len(claims) > 1 else "The claim holds."
+        return _all_held(claims)
     words = {"missed": "Missed", "undecided": "Undecided"}
-    first = failed[0]
+    first = min(failed, key=lambda claim: claim.outcome)  # missed before undecided
     more = f" ({len(failed)} of {len(claims)} claims do not hold)" if len(claims) > 1 else ""
     return f"{words[first.outcome]}: {first.sentence}{more}."
+
+
+def _all_held(claims: Sequence[Claim]) -> str:
+    """The narrowest of each kind."""
+    parts: list[str] = []
+    drops = [claim for claim in claims if claim.claim == "max_drop"]
+    speeds = [claim for claim in claims if claim.claim == "min_speedup"]
+    if drops:
+        worst = max(drops, key=lambda claim: claim.measured or 0.0)
+        parts.append(f"at most {worst.measured:.2f} points lost (allowed: {worst.asked:g})")
+    if speeds:
+        worst = min(speeds, key=lambda claim: claim.measured or 0.0)
+        parts.append(f"at least {worst.measured:.2f} times faster (asked: {worst.asked:g})")
+    return f"Held: {' and '.join(parts)}."

@@ -18,7 +18,8 @@ from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.accuracy import Scored, compare, disagreements, score_split
 from cofi_deploy.serve.bench import BenchSettings, bench, usable_runtimes
-from cofi_deploy.serve.report import read_metrics, render_report
+from cofi_deploy.serve.curves import read_metrics
+from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
 from cofi_deploy.serve.subject import Subject
@@ -41,7 +42,7 @@ class VerifySettings:
 
     Attributes:
         bench: Runtimes and operating points; accuracy is measured in the same runtimes, and in
-            PyTorch always, as the reference.
+            PyTorch always, as the reference. Targets are judged in these runtimes alone.
         targets: What was promised.
         split: Of the task; ``validation`` is what nothing was chosen on.
         limit: Examples, evenly spaced over the split; None means all.
@@ -94,7 +95,11 @@ def verify(
     latency_rows = [{**shared, **row} for row in timed.rows]
     verdict = judge(
         settings.targets,
-        [row for row in accuracy.rows if row["model"] == pruned.label],
+        [
+            row
+            for row in accuracy.rows
+            if row["model"] == pruned.label and row["runtime"] in settings.bench.runtimes
+        ],
         [row for row in latency_rows if row["model"] == pruned.label],
         accuracy.tests,
     )

@@ -73,12 +73,12 @@ def read_text(path: Path) -> str:
 
 
 def text_lines(text: str) -> list[str]:
-    r"""Lines ended by `\n` or `\r\n` only; the final line end starts no further line.
+    r"""Lines ended by `\n` or `\r\n` only, without empty ones at the end.
 
     `str.splitlines` also breaks at form feeds and U+2028, which sentences may contain.
     """
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if lines and not lines[-1]:
+    while lines and not lines[-1]:
         lines.pop()
     return lines
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
+from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.kinds import TaskKind
-from cofi_deploy.loading import save_compact, save_dense
+from cofi_deploy.loading import save_compact
 from cofi_deploy.model import CofiConfig, build
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -29,6 +31,7 @@ MAX_POSITIONS = 64
 UNEVEN = (LayerArch(heads=0, ffn=3), LayerArch(heads=1, ffn=0), LayerArch(heads=3, ffn=17))
 
 WriteModel = Callable[..., Path]
+RandomInputs = Callable[[int, int], dict[str, np.ndarray]]
 
 
 def tiny_arch(layers: tuple[LayerArch, ...] = UNEVEN, hidden: int = 29, **changes: object) -> Arch:
@@ -72,13 +75,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def write_model(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
-    """Write a model directory once for each (kind, structure) and hand out its path."""
-    made: dict[tuple[TaskKind, Arch | None], Path] = {}
+    """Write a compact model once for each kind and structure, and hand out its path."""
+    made: dict[tuple[TaskKind, Arch], Path] = {}
 
-    def write(kind: TaskKind = "text-classification", arch: Arch | None = None) -> Path:
+    def write(kind: TaskKind = "text-classification", **structure: object) -> Path:
+        arch = tiny_arch(**structure)
         if (kind, arch) not in made:
             folder = tmp_path_factory.mktemp("models") / "model"
-            made[kind, arch] = _write(kind, arch or tiny_arch(), folder)
+            save_compact(_random_model(kind, arch), tiny_tokenizer(), folder)
+            made[kind, arch] = folder
         return made[kind, arch]
 
     return write
@@ -86,17 +91,46 @@ def write_model(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
 
 @pytest.fixture(scope="session")
 def dense_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ordinary Hugging Face checkpoint of a dense classifier."""
-    full = (LayerArch(heads=DENSE.heads, ffn=DENSE.ffn),) * DENSE.layers
-    arch = tiny_arch(full, hidden=DENSE.hidden)
+    """A checkpoint as transformers itself writes it."""
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(_vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=MAX_POSITIONS,
+        num_labels=3,
+        initializer_range=0.3,
+    )
     folder = tmp_path_factory.mktemp("dense") / "model"
-    save_dense(_random_model("text-classification", arch), tiny_tokenizer(), folder)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _write(kind: TaskKind, arch: Arch, folder: Path) -> Path:
-    save_compact(_random_model(kind, arch), tiny_tokenizer(), folder)
-    return folder
+@pytest.fixture(scope="session")
+def onnx_directory(write_model: WriteModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX export of the uneven classifier; copy it before changing anything."""
+    return export_onnx(write_model(), tmp_path_factory.mktemp("exports") / "onnx")
+
+
+@pytest.fixture
+def random_inputs() -> RandomInputs:
+    """Ids, mask and types of a shape; row i has i tokens of padding."""
+
+    def make(batch: int, length: int) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(batch * 1000 + length)
+        mask = np.ones((batch, length), dtype=np.int64)
+        for row in range(batch):
+            mask[row, max(1, length - row) :] = 0
+        return {
+            "input_ids": generator.integers(5, len(_vocabulary()), (batch, length)) * mask,
+            "attention_mask": mask,
+            "token_type_ids": generator.integers(0, 2, (batch, length)) * mask,
+        }
+
+    return make
 
 
 def _random_model(kind: TaskKind, arch: Arch):

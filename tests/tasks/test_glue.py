@@ -141,6 +141,11 @@ def test_missing_column_names_the_nearest(write, tmp_path):
     assert "did you mean" in message
 
 
+def test_blank_lines_at_the_end_are_no_rows(write, tmp_path):
+    write("SST-2/dev.tsv", "sentence\tlabel\ngood\t1\n\n\n")
+    assert len(load_task("sst2", data_dir=tmp_path).splits["validation"]) == 1
+
+
 def test_header_alone_has_no_rows(write, tmp_path):
     path, message = read_dev(write, tmp_path, "SST-2", "sst2", "sentence\tlabel\n")
     assert message == f"{str(path)!r} has no rows; give a file with at least one"
@@ -184,7 +189,7 @@ def test_missing_folder_and_file_say_where_was_looked(tmp_path, write):
 
 
 def test_unknown_split_names_the_nearest(sst2):
-    with pytest.raises(UsageError, match="unknown split 'valid', .*did you mean 'validation'"):
+    with pytest.raises(UsageError, match=r"unknown split 'valid', .*did you mean 'validation'"):
         load_task("sst2", data_dir=sst2).splits["valid"]
 
 

@@ -50,11 +50,13 @@ def test_answers_are_normalised():
     assert normalize("  The  Cat's, an  OTHER theme-park ") == "cats other themepark"
 
 
-def test_token_f1_by_hand():
+@pytest.mark.parametrize("no_answers", [False, True])
+def test_token_f1_by_hand(no_answers):
     # "quick brown fox" against "brown fox jumped high": 2 common of 3 and 4
-    assert token_f1("the quick brown fox", "Brown fox jumped high!") == pytest.approx(4 / 7)
-    assert token_f1("", "") == 1.0
-    assert token_f1("x", "") == 0.0
+    f1 = token_f1("the quick brown fox", "Brown fox jumped high!", no_answers=no_answers)
+    assert f1 == pytest.approx(4 / 7)
+    assert token_f1("", ".", no_answers=no_answers) == float(no_answers)
+    assert token_f1("x", "", no_answers=no_answers) == 0.0
 
 
 def test_the_best_of_the_accepted_answers_counts():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -42,7 +42,7 @@ def features(tokenizer, rows, max_length):
 @pytest.mark.parametrize("family", ["tokenizer", "roberta_like"])
 @settings(deadline=None, max_examples=50)
 @given(
-    question=st.text("abc ", min_size=1, max_size=25).filter(str.strip),
+    question=st.text("abc ", min_size=1, max_size=14).filter(str.strip),
     context=st.text("abcdef ,", min_size=1, max_size=120).filter(str.strip),
     max_length=st.integers(48, 96),
 )
@@ -51,8 +51,7 @@ def test_windows_equal_the_tokenizers_own(request, family, question, context, ma
     ours = features(tokenizer, [(question, context, ())], max_length)
     tokens = len(tokenizer(question, add_special_tokens=False)["input_ids"])
     question_tokens = min(tokens, max_length // 3)
-    if question_tokens < tokens:
-        return
+    assume(tokens == question_tokens)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     theirs = tokenizer(
         question,

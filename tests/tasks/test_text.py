@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -34,6 +35,8 @@ def write_format(write, tmp_path, suffix):
         return path
     contents = {
         "csv": csv_of(ROWS),
+        "csv.gz": gzip.compress(csv_of(ROWS).encode()),
+        "ndjson": "".join(json.dumps(record) + "\n" for record in records),
         "tsv": "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS),
         "jsonl": "".join(json.dumps(record) + "\n" for record in records),
         "json": json.dumps(records),
@@ -41,7 +44,7 @@ def write_format(write, tmp_path, suffix):
     return write(f"data.{suffix}", contents[suffix])
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet", "csv.gz", "ndjson"])
 def test_every_format_gives_the_same_task(write, tmp_path, suffix):
     task = load(write_format(write, tmp_path, suffix))
     assert task.labels == CLASSES
@@ -75,7 +78,7 @@ def test_labels_outside_train_are_refused_in_validation(write, tmp_path):
 
 
 def test_numbers_are_sorted_as_numbers_and_columns_can_be_named(write):
-    rows = "".join(f"{at % 12}|x{at},a,b{at}\n".replace("|", ",") for at in range(48))
+    rows = "".join(f"{at % 12},x{at},a,b{at}\n" for at in range(48))
     path = write("data.csv", f"grade,first,note,second\n{rows}")
     columns = {"text": "first", "text_pair": "second", "label": "grade"}
     task = load(path, columns=columns)
@@ -83,6 +86,7 @@ def test_numbers_are_sorted_as_numbers_and_columns_can_be_named(write):
     example = task.splits["train"].examples[0]
     assert example.text[0] == "x"
     assert example.text_pair == f"b{example.text[1:]}"
+    assert example.label == int(example.text[1:]) % 12
 
 
 def test_a_pair_and_a_quoted_line_break_are_found(write):

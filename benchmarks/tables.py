@@ -1,0 +1,112 @@
+"""Write the README's tables from benchmarks/results/*.json; nobody types a number by hand.
+
+python benchmarks/tables.py            rewrite README.md between its markers
+python benchmarks/tables.py --check    exit 1 when README.md is not what the files say
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cofi_deploy.artifacts import read_json
+
+ROOT = Path(__file__).resolve().parent
+README = ROOT.parent / "README.md"
+RUNTIMES = {"torch": "PyTorch", "onnxruntime-cpu": "ONNX Runtime", "openvino": "OpenVINO"}
+
+Row = Mapping[str, Any]
+
+
+def pruning_tables() -> str:
+    """One table for each task of `pruning.py`, with the machine under the last."""
+    parts: list[str] = []
+    files = sorted((ROOT / "results").glob("pruning-*.json"))
+    for file in files:
+        document = read_json(file)
+        parts.append(_task_table(document["rows"]))
+    if files:
+        parts.append(_conditions(read_json(files[-1])))
+    return "\n\n".join(parts)
+
+
+def _task_table(rows: Sequence[Row]) -> str:
+    first = next(row for row in rows if "metric" in row)
+    task, metric = first["task"], first["metric_name"]
+    lines = [
+        f"**{task}**, {metric} on all {first['examples']:,} development examples; "
+        "median milliseconds and, behind them, times faster than dense (95 % interval):",
+        "",
+        f"| encoder pruned | {metric} | batch x length | " + " | ".join(RUNTIMES.values()) + " |",
+        "|---" * (3 + len(RUNTIMES)) + "|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        lines += _model_lines([row for row in rows if row["model"] == model])
+    return "\n".join(lines)
+
+
+def _model_lines(rows: Sequence[Row]) -> list[str]:
+    scored = {row["runtime"]: row for row in rows if "metric" in row}
+    timed = [row for row in rows if "p50_ms" in row]
+    lines = []
+    for index, shape in enumerate(dict.fromkeys((r["batch_size"], r["seq_len"]) for r in timed)):
+        cells = [_cell(timed, runtime, shape) for runtime in RUNTIMES]
+        name, metric = _name(rows[0]), f"{scored['onnxruntime-cpu']['metric']:.3f}"
+        lead = f"| {name} | {metric}" if index == 0 else "| |"
+        lines.append(f"{lead} | {shape[0]} x {shape[1]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(timed: Sequence[Row], runtime: str, shape: tuple[int, int]) -> str:
+    found = [
+        row
+        for row in timed
+        if row["runtime"] == runtime and (row["batch_size"], row["seq_len"]) == shape
+    ]
+    if not found:
+        return ""
+    p50 = sorted(row["p50_ms"] for row in found)[len(found) // 2]
+    text = f"{p50:.2f}" if p50 < 10 else f"{p50:.0f}"
+    if "speedup" in found[0]:
+        row = found[0]
+        text += f", {row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
+    return text
+
+
+def _name(row: Row) -> str:
+    sparsity = row["realized_sparsity"]
+    return "0 (dense)" if sparsity == 0 else f"{100 * sparsity:.1f} %"
+
+
+def _conditions(document: Mapping[str, Any]) -> str:
+    machine, versions = document["machine"], document["versions"]
+    threads = {row["threads"] for row in document["rows"] if "threads" in row}
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(map(str, sorted(threads)))} "
+        f"threads, fp32; torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
+        f"openvino {versions['openvino']}. One seed. Checkpoints were chosen on a slice of the "
+        "training data; the development sets were scored once."
+    )
+
+
+def rendered(readme: str) -> str:
+    """README.md with the tables between its markers replaced."""
+    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    head, rest = readme.split(begin)
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{pruning_tables()}\n{end}{tail}"
+
+
+def main() -> None:
+    """Rewrite, or compare with `--check`."""
+    before = README.read_text(encoding="utf-8")
+    after = rendered(before)
+    if sys.argv[1:] == ["--check"]:
+        raise SystemExit(before != after)
+    README.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

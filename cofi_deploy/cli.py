@@ -1,0 +1,521 @@
+"""The command line: parse, call one function of `api`, print; no logic of its own.
+
+Frameworks are imported inside the commands, so that `--help` answers at once. People read
+standard error, programs read the JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cofi_deploy import __version__
+from cofi_deploy.errors import CofiDeployError
+
+_MODEL = click.Path(path_type=Path)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Group(click.Group):
+    """Prints our own errors as one line and exits with their code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CofiDeployError as error:
+            if ctx.obj and ctx.obj.get("verbose"):
+                logging.getLogger("cofi_deploy").exception("traceback")
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half-written is left, --resume continues", err=True)
+            ctx.exit(130)
+
+
+class _Triple(click.ParamType):  # type: ignore[type-arg]
+    """MIN:OPT:MAX, or one number for all three."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        if len(parts) == 1:
+            parts *= 3
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            self.fail(f"got {value!r}, expected MIN:OPT:MAX such as 1:8:32, or one number")
+        low, usual, high = (int(part) for part in parts)
+        if not 1 <= low <= usual <= high:
+            self.fail(f"got {value!r}, expected 1 <= MIN <= OPT <= MAX")
+        return low, usual, high
+
+
+class _Count(click.ParamType):  # type: ignore[type-arg]
+    """A number with an optional k or M behind it."""
+
+    name = "COUNT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        scale = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}.get(str(value)[-1:], 1.0)
+        try:
+            return round(float(str(value).rstrip("kKmM")) * scale)
+        except ValueError:
+            self.fail(f"got {value!r}, expected a number such as 5M or 800k")
+
+
+@click.group(cls=_Group, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="cofi-deploy")
+def main() -> None:
+    """Make a BERT-like encoder about ten times faster, and prove it where it is served.
+
+    \b
+    cofi-deploy demo                        the whole path in minutes, nothing to download
+    cofi-deploy train --task sst2           teacher, pruning, cut, fine-tuning -> runs/...
+    cofi-deploy export --format onnx        the newest run -> exports/...
+    cofi-deploy verify                      accuracy and latency, dense against pruned
+    """
+
+
+def _common(function: Callable[..., Any]) -> Callable[..., Any]:
+    def set_up(ctx: click.Context, _: click.Parameter, verbose: bool) -> bool:
+        ctx.ensure_object(dict)["verbose"] = verbose
+        level = logging.INFO if verbose else logging.WARNING
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("cofi_deploy").setLevel(level)
+        return verbose
+
+    option = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=set_up,
+        help="Say what is being done; on an error, print the traceback.",
+    )
+    return option(function)
+
+
+@main.command()
+@click.option(
+    "--task",
+    help="cola sst2 mrpc stsb qqp mnli qnli rte squad squad_v2, or "
+    "text-classification / text-regression with --data.",
+)
+@click.option(
+    "--model",
+    default="bert-base-uncased",
+    show_default=True,
+    help="Dense encoder to start from: hub id or directory.",
+)
+@click.option(
+    "--teacher", type=_MODEL, help="Fine-tuned dense checkpoint, instead of training one."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Local files of a GLUE or SQuAD task, in their official layout.",
+)
+@click.option(
+    "--data", help="Your own data: a file or folder (csv, tsv, json, parquet) or a hub id."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help="Column of --data for text, text_pair, label or id; repeatable.",
+)
+@click.option("--sparsity", type=float, help="Share of the encoder to prune.  [default: 0.95]")
+@click.option("--sparsities", help="Several models from one run: 0.6,0.8,0.9,0.95")
+@click.option(
+    "--params", "parameters", type=_Count(), help="Budget as encoder parameters instead: 5M"
+)
+@click.option(
+    "--recipe", default="balanced", show_default=True, help="paper, balanced, fast or smoke."
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file of settings."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any single setting, for example student_lr=5e-5; repeatable.",
+)
+@click.option("--max-length", type=int, help="Longest sequence in tokens.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="auto: bf16 where the hardware multiplies it.",
+)
+@click.option("--seed", type=int)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run directory.  [default: runs/<task>-<budget>-<time>]",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[RUN]",
+    help="Continue a run that was interrupted; without RUN the newest one.",
+)
+@_common
+def train(**flags: Any) -> None:
+    """Fine-tune a teacher, prune with distillation, cut, fine-tune the small model.
+
+    \b
+    cofi-deploy train --task squad
+    cofi-deploy train --task mrpc --model ./MiniLM --data-dir ./glue --sparsity 0.9 --recipe fast
+    cofi-deploy train --task text-classification --data ./tickets --sparsities 0.8,0.9,0.95
+    cofi-deploy train --resume
+    """
+    from cofi_deploy.api import training
+
+    resume = flags["resume"]
+    if resume is None and flags["task"] is None:
+        raise click.UsageError("--task is missing; see cofi-deploy train --help")
+    if resume is not None:
+        resume = training.unfinished_run() if resume == "newest" else Path(resume)
+    run = training.train(
+        flags["task"] or "",
+        model=flags["model"],
+        teacher=flags["teacher"],
+        data_dir=flags["data_dir"],
+        data=flags["data"],
+        columns=dict(_pair(text, "--column") for text in flags["columns"]) or None,
+        recipe=flags["recipe"],
+        config=flags["config"],
+        parameters=flags["parameters"],
+        output=flags["output"],
+        resume=resume,
+        overrides=_overrides(flags),
+    )
+    from cofi_deploy import summary
+
+    summary.print_run(run)
+
+
+@main.command()
+@click.argument("model", required=False, type=_MODEL)
+@click.option(
+    "--format",
+    "format_",
+    required=True,
+    type=click.Choice(["onnx", "openvino", "trt", "triton"]),
+    help="What to write.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "fp16"]),
+    help="fp16: --format trt only, so far.",
+)
+@click.option(
+    "--batch-size",
+    type=_Triple(),
+    default="1:8:32",
+    show_default=True,
+    help="Profile of an engine; its MAX is the largest batch that Triton forms.",
+)
+@click.option(
+    "--seq-len",
+    type=_Triple(),
+    default="16:128:384",
+    show_default=True,
+    help="Profile of an engine, in tokens.",
+)
+@click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set.")
+@click.option(
+    "--flavour",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    help="Of an engine; auto: tensorrt where it and a GPU are here.",
+)
+@click.option("--backend", default="onnxruntime", show_default=True, help="Of a Triton repository.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory to write.  [default: exports/<name>/<format>]",
+)
+@_common
+def export(model: Path | None, format_: str, **flags: Any) -> None:
+    """Write a deployable artifact of MODEL (a run or model directory; default: the newest run).
+
+    \b
+    cofi-deploy export --format onnx
+    cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
+    cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
+    """
+    from cofi_deploy.api import exporting
+
+    directory = exporting.export(model, format=format_, **flags)
+    _print_json(exporting.exported({format_: directory}))
+
+
+@main.command()
+@click.argument("models", nargs=-1, type=_MODEL)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
+)
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    metavar="BATCHxLENGTH",
+    help="Operating point; LENGTH may be 'task'.  [default: 1x128, 32x128, 1xtask]",
+)
+@click.option("--max-drop", type=float, help="Largest accepted loss of the metric, in points.")
+@click.option("--min-speedup", type=float, help="Smallest accepted speedup, everywhere.")
+@click.option("--require", multiple=True, help="Runtime whose absence is a failure; repeatable.")
+@click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
+@click.option("--limit", type=int, help="Score only so many examples.")
+@click.option(
+    "--max-seconds",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Of timing, for each operating point.",
+)
+@click.option("--task", help="Task, for two models that lie in no run.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Its local files.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file whose [verify] table holds max_drop and min_speedup.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Of verify.json and report.html.  [default: the run directory]",
+)
+@_common
+def verify(models: tuple[Path, ...], **flags: Any) -> None:
+    """Accuracy and latency of dense and pruned in every runtime, interleaved; exit 1 on a miss.
+
+    MODELS: nothing for the newest run, one run or model, or two: DENSE PRUNED.
+
+    \b
+    cofi-deploy verify
+    cofi-deploy verify --max-drop 1.5 --min-speedup 8
+    cofi-deploy verify runs/mrpc-s90 --runtime onnxruntime-cpu --point 8x64
+    """
+    from cofi_deploy import summary
+    from cofi_deploy.api import training, verifying
+
+    targets = _verify_targets(flags)
+    task = None
+    if flags["task"]:
+        data_dir = flags["data_dir"]
+        task = training.TaskArguments(
+            name=flags["task"], data_dir=None if data_dir is None else str(data_dir)
+        )
+    result = verifying.verify(
+        models,
+        runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,
+        points=flags["points"] or verifying.DEFAULT_POINTS,
+        task=task,
+        require=flags["require"],
+        threads=flags["threads"],
+        limit=flags["limit"],
+        max_seconds=flags["max_seconds"],
+        output=flags["output"],
+        **targets,
+    )
+    summary.print_verification(result)
+    if not result.ok:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("models", nargs=-1, type=_MODEL)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
+)
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    metavar="BATCHxLENGTH",
+    help="Operating point.  [default: 1x128, 32x128]",
+)
+@click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
+@click.option(
+    "--max-seconds",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Of timing, for each operating point.",
+)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
+@_common
+def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
+    """Latency and throughput of any number of MODELS; the first is the baseline.
+
+    \b
+    cofi-deploy bench runs/a/teacher runs/a runs/b --point 1x128 --point 32x128
+    """
+    from cofi_deploy import summary
+    from cofi_deploy.api import verifying
+    from cofi_deploy.results import result_document, write_results
+
+    result = verifying.bench(
+        models,
+        runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,
+        points=flags["points"] or ("1x128", "32x128"),
+        threads=flags["threads"],
+        max_seconds=flags["max_seconds"],
+    )
+    summary.print_latency(result)
+    if output is None:
+        _print_json(result_document(result.rows))
+    else:
+        write_results(output, result.rows)
+
+
+@main.command()
+@click.argument("model", required=False, type=_MODEL)
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw the kept structure into this file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_common
+def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
+    """What a model keeps: heads, FFN width and parameters of each layer, size by part.
+
+    \b
+    cofi-deploy inspect
+    cofi-deploy inspect runs/mrpc-s90/model --svg structure.svg
+    """
+    from cofi_deploy import inspect_model, structure_svg
+    from cofi_deploy.api.places import find_model
+    from cofi_deploy.arch import Arch
+    from cofi_deploy.artifacts import write_bytes
+
+    description = inspect_model.describe(find_model(model).model)
+    if svg is not None:
+        picture = structure_svg.structure_svg(Arch.from_json(description["arch"]))
+        write_bytes(svg, picture.encode())
+    if as_json:
+        _print_json(description)
+    else:
+        _print_table(inspect_model.render(description))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_common
+def doctor(as_json: bool) -> None:
+    """Which runtimes and devices are here, what is missing, and how to install it."""
+    from cofi_deploy import doctor as examination
+
+    report = examination.examine()
+    if as_json:
+        _print_json(report)
+    else:
+        _print_table(examination.render(report))
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="demo",
+    show_default=True,
+    help="Directory for run, exports and report.",
+)
+@click.option("--sparsity", type=float, default=0.95, show_default=True)
+@_common
+def demo(output: Path, sparsity: float) -> None:
+    """The whole path on weights and text that pip packages ship: train, export, verify, report.
+
+    \b
+    cofi-deploy demo
+    """
+    from cofi_deploy import demo as demonstration
+
+    demonstration.run_demo(output, sparsity=sparsity)
+
+
+def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags that are settings, by the settings' names."""
+    budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
+    if len(budgets) > 1:
+        raise click.UsageError("give one budget: --sparsity, --sparsities or --params")
+    overrides: dict[str, Any] = dict(_setting(text) for text in flags["settings"])
+    for name in ("max_length", "precision", "seed"):
+        if flags[name] is not None:
+            overrides[name] = flags[name]
+    if flags["sparsity"] is not None:
+        overrides["sparsities"] = [flags["sparsity"]]
+    if flags["sparsities"] is not None:
+        overrides["sparsities"] = _numbers(flags["sparsities"])
+    return overrides
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.UsageError(
+            f"--sparsities is {text!r}, expected numbers such as 0.6,0.8,0.9,0.95"
+        ) from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value read as TOML, or as a plain string where it is none."""
+    key, value = _pair(text, "--set")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise click.UsageError(f"{flag} is {text!r}, expected NAME=VALUE")
+    return key.strip(), value.strip()
+
+
+def _verify_targets(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags over the [verify] table of the TOML file."""
+    from cofi_deploy.config import verify_targets
+
+    targets: dict[str, Any] = {} if flags["config"] is None else verify_targets(flags["config"])
+    for name in ("max_drop", "min_speedup"):
+        if flags[name] is not None:
+            targets[name] = flags[name]
+    return targets
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -1,0 +1,128 @@
+"""Tables that commands print for people, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cofi_deploy.artifacts import read_json
+from cofi_deploy.serve.bench import BenchResult
+from cofi_deploy.serve.verify import VerifyResult
+
+Row = Mapping[str, Any]
+
+
+def print_run(run: Path) -> None:
+    """What a training run came to: metric, sparsity, sizes, speed of training."""
+    document = read_json(run / "run.json")
+    result = document["result"]
+    table = Table(
+        title=f"{document['task']['name']}: {result['metric_name']} on "
+        f"{result['examples']} development examples"
+    )
+    for name in (
+        "model",
+        result["metric_name"],
+        "sparsity asked",
+        "realised",
+        "encoder",
+        "all parameters",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    teacher = result["teacher"]
+    table.add_row("dense teacher", f"{teacher['metric']:.4f}", "", "", *_parameters(teacher))
+    for entry in result["models"]:
+        table.add_row(
+            str(run / entry["directory"]),
+            f"{entry['metric']:.4f}",
+            f"{entry['target_sparsity']:g}",
+            f"{entry['realized_sparsity']:.4f}",
+            *_parameters(entry),
+        )
+    console = Console(stderr=True)
+    console.print(table)
+    speeds = ", ".join(
+        f"{name} {values['samples_per_s']:.0f}"
+        for name, values in document["stages"].items()
+        if values
+    )
+    console.print(f"samples per second ({document['precision']}): {speeds}", highlight=False)
+    console.print("next: cofi-deploy export --format onnx, cofi-deploy verify", highlight=False)
+
+
+def print_verification(result: VerifyResult) -> None:
+    """Accuracy, latency and verdict of `verify`, and where the report lies."""
+    console = Console(stderr=True)
+    rows = result.document["rows"]
+    console.print(_accuracy_table([row for row in rows if "metric" in row]))
+    console.print(_latency_table([row for row in rows if "p50_ms" in row]))
+    for skipped in result.document["skipped"]:
+        console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
+    for note in result.document["notes"]:
+        console.print(f"note: {note}", highlight=False)
+    console.print(result.verdict.sentence, highlight=False)
+    console.print(f"{result.result_file}\n{result.report_file}", highlight=False, soft_wrap=True)
+
+
+def print_latency(result: BenchResult) -> None:
+    """Latency rows of `bench`."""
+    console = Console(stderr=True)
+    console.print(_latency_table([row for row in result.rows if "p50_ms" in row]))
+    for skipped in result.skipped:
+        console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _parameters(entry: Row) -> tuple[str, str]:
+    return f"{entry['encoder_parameters']:,}", f"{entry['parameters']:,}"
+
+
+def _accuracy_table(rows: Sequence[Row]) -> Table:
+    metric = rows[0]["metric_name"] if rows else "metric"
+    table = _table("accuracy", "model", "runtime", metric, "agreement", "max logit difference")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["runtime"],
+            f"{row['metric']:.4f}",
+            _optional(row.get("agreement"), ".4f"),
+            _optional(row.get("max_abs_logit_diff"), ".1e"),
+        )
+    return table
+
+
+def _latency_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "latency", "model", "runtime", "batch x length", "p50 ms", "p99 ms", "speedup (95 %)"
+    )
+    for row in rows:
+        speedup = ""
+        if "speedup" in row:
+            speedup = (
+                f"{row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
+            )
+        table.add_row(
+            row["model"],
+            row["runtime"],
+            f"{row['batch_size']}x{row['seq_len']}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            speedup,
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < 2 else "right")
+    return table
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

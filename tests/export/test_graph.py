@@ -1,0 +1,62 @@
+"""The graph writer's limits; what it writes is tested through `test_onnx.py`."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cofi_deploy.errors import ExportError
+from cofi_deploy.export import graph
+from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.loading import load
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_every_activation_of_the_model_is_translated(activation, opset, write_model, random_inputs):
+    model = load(write_model(activation=activation))
+    proto = onnx_from_model(model, opset=opset)
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    inputs = random_inputs(2, 11)
+    with torch.inference_mode():
+        expected = model.outputs({k: torch.from_numpy(v) for k, v in inputs.items()})["logits"]
+    np.testing.assert_allclose(session.run(None, inputs)[0], expected.numpy(), atol=2e-5)
+
+
+def test_an_activation_without_translation_names_those_that_have_one(write_model):
+    model = load(write_model())
+    object.__setattr__(model.arch, "activation", "gelu_new")
+    words = "activation 'gelu_new' has no ONNX translation, allowed: gelu, relu, silu"
+    with pytest.raises(ExportError, match=re.escape(words)):
+        onnx_from_model(model, opset=17)
+
+
+def test_a_classifier_without_pooler_is_refused(write_model):
+    model = load(write_model())
+    object.__setattr__(model.arch, "pooler", None)
+    with pytest.raises(ExportError, match="needs an Arch with a pooler, got pooler None"):
+        onnx_from_model(model, opset=17)
+
+
+def test_weights_beyond_two_gib_are_refused_before_anything_is_built(write_model, monkeypatch):
+    monkeypatch.setattr(graph, "_PROTOBUF_LIMIT", 1000)
+    with pytest.raises(ExportError, match=r"take 0\.00 GiB at fp32, but a single ONNX file"):
+        onnx_from_model(load(write_model()), opset=17)
+
+
+def test_initializers_carry_the_names_of_our_parameters(write_model):
+    model = load(write_model())
+    proto = onnx_from_model(model, opset=17)
+    names = {item.name for item in proto.graph.initializer}
+    assert set(model.state_dict()) <= names
+    for item in proto.graph.initializer:
+        if item.name in model.state_dict() and not item.name.startswith("encoder.embeddings"):
+            expected = model.state_dict()[item.name].numpy().T
+            np.testing.assert_array_equal(onnx.numpy_helper.to_array(item), expected)

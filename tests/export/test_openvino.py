@@ -1,0 +1,107 @@
+"""The OpenVINO export, on the real CPU plugin."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cofi_deploy.arch import Arch, LayerArch
+from cofi_deploy.errors import ExportError, MissingDependencyError
+from cofi_deploy.export import openvino as exporter
+from cofi_deploy.export.openvino import export_openvino, openvino_infer
+from cofi_deploy.exports import check_export
+from cofi_deploy.kinds import TASK_KINDS, output_names
+from cofi_deploy.loading import load
+
+openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_every_kind_answers_like_torch_at_every_shape(kind, write_model, random_inputs, tmp_path):
+    model_dir = write_model(kind)
+    directory = export_openvino(model_dir, tmp_path / "openvino")
+    infer, model = openvino_infer(directory / "openvino_model.xml"), load(model_dir)
+    for batch, length in ((1, 1), (1, 64), (4, 9)):
+        inputs = random_inputs(batch, length)
+        with torch.inference_mode():
+            expected = model.outputs({k: torch.from_numpy(v) for k, v in inputs.items()})
+        got = infer(inputs)
+        assert tuple(got) == output_names(kind)
+        for name, array in got.items():
+            np.testing.assert_allclose(array, expected[name].numpy(), atol=5e-5)
+
+
+def test_dense_checkpoint_and_an_encoder_without_layers_convert(
+    dense_directory, write_model, tmp_path
+):
+    empty = write_model(layers=(LayerArch(heads=0, ffn=0),) * 3, hidden=3)
+    for index, model_dir in enumerate((dense_directory, empty)):
+        manifest = check_export(export_openvino(model_dir, tmp_path / str(index)))
+        assert manifest.parity.max_abs_logit_diff <= 1e-4
+
+
+def test_weights_stay_fp32_and_metadata_says_what_the_model_is(write_model, tmp_path):
+    model_dir = write_model()
+    directory = export_openvino(model_dir, tmp_path / "openvino")
+    ir = openvino.Core().read_model(directory / "openvino_model.xml")
+    types = {op.get_element_type() for op in ir.get_ops() if op.get_type_name() == "Constant"}
+    assert openvino.Type.f16 not in types
+    info = {key: ir.get_rt_info(["cofi_deploy", key]).value for key in ("arch", "task_kind")}
+    assert Arch.from_json(json.loads(info["arch"])) == load(model_dir).arch
+    assert info["task_kind"] == "text-classification"
+    assert [dim.is_dynamic for dim in ir.input("input_ids").partial_shape] == [True, True]
+    manifest = check_export(directory)
+    assert manifest.format == "openvino"
+    assert manifest.precision == "fp32"
+    assert manifest.parity.runtime == "openvino"
+    assert set(manifest.files) >= {"openvino_model.xml", "openvino_model.bin", "tokenizer.json"}
+    assert "model.onnx" not in manifest.files
+
+
+def test_compressed_weights_take_half_the_space(write_model, tmp_path):
+    sizes = {
+        compress: (
+            export_openvino(write_model(), tmp_path / str(compress), compress_to_fp16=compress)
+            / "openvino_model.bin"
+        )
+        .stat()
+        .st_size
+        for compress in (False, True)
+    }
+    assert sizes[True] < 0.6 * sizes[False]
+    assert check_export(tmp_path / "True").precision == "fp16"
+
+
+def test_an_ir_that_answers_otherwise_is_refused(write_model, tmp_path, monkeypatch):
+    honest = exporter.openvino_infer
+
+    def altered(path):
+        infer = honest(path)
+        return lambda inputs: {name: array + 0.5 for name, array in infer(inputs).items()}
+
+    monkeypatch.setattr(exporter, "openvino_infer", altered)
+    with pytest.raises(ExportError, match=r"openvino differs from PyTorch by up to 5\.00e-01"):
+        export_openvino(write_model(), tmp_path / "openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_ir_is_refused(tmp_path):
+    path = tmp_path / "openvino_model.xml"
+    path.write_text("<net/>")
+    with pytest.raises(ExportError, match=r"OpenVINO does not open .*openvino_model\.xml"):
+        openvino_infer(path)
+
+
+def test_a_missing_package_names_the_install_line(write_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = (
+        "the OpenVINO export needs the package 'openvino', which is not installed; "
+        "run: pip install 'cofi-deploy[openvino]'"
+    )
+    with pytest.raises(MissingDependencyError, match=re.escape(words)):
+        export_openvino(write_model(), tmp_path / "openvino")
