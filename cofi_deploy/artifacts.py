@@ -181,7 +181,7 @@ def check_inside(directory: Path, path: Path) -> None:
     Raises:
         ArtifactError: ``path`` resolves to a place outside.
     """
-    if not path.resolve().is_relative_to(directory.resolve()):
+    if not _is_inside(directory, path.resolve()):
         raise ArtifactError(f"{str(path)!r} points outside of {str(directory)!r}; refused")
 
 
@@ -230,12 +230,16 @@ def size_bytes(path: Path) -> int:
     return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
 
 
-def _check_symlink(directory: Path, path: Path) -> None:
+def _is_inside(directory: Path, target: Path) -> bool:
     # A hub cache stores weights as links into its own blobs folder, two levels up; that is not
     # "leaving" in any harmful sense, and it is the only exception.
+    real = directory.resolve()
+    return target.is_relative_to(real) or target.is_relative_to(real.parent.parent / "blobs")
+
+
+def _check_symlink(directory: Path, path: Path) -> None:
     target = path.resolve()
-    hub_blobs = directory.resolve().parent.parent / "blobs"
-    if not (target.is_relative_to(directory.resolve()) or target.is_relative_to(hub_blobs)):
+    if not _is_inside(directory, target):
         raise ArtifactError(
             f"{str(path)!r} is a symlink to {str(target)!r}, outside of it; refused"
         )

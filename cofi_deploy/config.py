@@ -120,7 +120,7 @@ def resolve_settings(
     try:
         settings = TrainSettings(**converted)
     except ConfigError as error:
-        problems.append(str(error))
+        raise ConfigError("settings: " + "; ".join([*problems, str(error)])) from error
     if problems:
         raise ConfigError("settings: " + "; ".join(problems))
     return settings

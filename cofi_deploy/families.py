@@ -74,6 +74,9 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
     position = config.get("position_embedding_type", "absolute")
     if position != "absolute":
         raise ConfigError(f"position_embedding_type is {position!r}, allowed: 'absolute'")
+    for name in ("is_decoder", "add_cross_attention"):
+        if config.get(name):
+            raise ConfigError(f"{name} is true, allowed: false; only encoders can be pruned")
     _check_sizes(config)
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if hidden % heads:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,19 +18,36 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import (
     atomic_directory,
+    check_checksums,
     check_model_directory,
+    checksums,
     read_json,
     sha256_file,
     write_json,
 )
-from cofi_deploy.errors import ArtifactError, CheckpointError, ConfigError, HubUnreachableError
-from cofi_deploy.families import arch_from_config, config_from_arch, kind_from_config, bert_name, ours_from_bert
-from cofi_deploy.kinds import TaskKind
+from cofi_deploy.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    EnvironmentProblem,
+    HubUnreachableError,
+)
+from cofi_deploy.families import (
+    arch_from_config,
+    bert_name,
+    config_from_arch,
+    kind_from_config,
+    ours_from_bert,
+)
+from cofi_deploy.kinds import TASK_KINDS, TaskKind
 from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
 
 WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
 _HUB_TIMEOUT_S = 3.0
+# Not covered by checksums: config.json holds them, the model card is written later.
+_UNCHECKED = frozenset({"config.json", "README.md"})
+_REMEDY = "train or copy the model again"
 
 
 def load(path: Path | str) -> CofiPreTrainedModel:
@@ -43,17 +61,24 @@ def load(path: Path | str) -> CofiPreTrainedModel:
         CheckpointError: Tensors that do not fit the configuration, or no task head.
     """
     directory = resolve(path)
+    check_model_directory(directory)
     config = read_json(directory / "config.json")
     if config.get("model_type") == CofiConfig.model_type:
         return _load_compact(directory, config)
+    arch_from_config(config)  # a family that is not supported is refused before its head is missed
     kind = kind_from_config(config)
     if kind is None:
         raise CheckpointError(
             f"{str(path)!r} has no head for a task (architectures: {config.get('architectures')}); "
             "fine-tune it first: cofi-deploy train --task TASK --model " + str(path)
         )
-    labels = tuple(config["id2label"][key] for key in sorted(config["id2label"], key=int))
-    return load_dense(directory, kind, labels=labels).eval()
+    model, fresh = _open_dense(directory, kind, labels=_stored_labels(config), dropout=0.1)
+    if fresh:
+        raise CheckpointError(
+            f"{str(path)!r} claims to be a {config['architectures'][0]}, but lacks fitting "
+            f"{', '.join(fresh)}; fetch it again, or fine-tune it: cofi-deploy train --task TASK"
+        )
+    return _for_inference(model)
 
 
 def load_dense(
@@ -67,12 +92,7 @@ def load_dense(
     """
     directory = resolve(path)
     check_model_directory(directory)
-    arch = arch_from_config(read_json(directory / "config.json"))
-    model = build(CofiConfig.from_arch(arch, kind, labels=labels, dropout=dropout))
-    tensors = _read_weights(directory)
-    found, _ = ours_from_bert(tensors, model.state_dict(), kind)
-    model.load_state_dict({**model.state_dict(), **found})
-    return model
+    return _open_dense(directory, kind, labels=labels, dropout=dropout)[0]
 
 
 def read_dense_arch(path: Path | str) -> Arch:
@@ -84,9 +104,19 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """Fast tokenizer of a model directory or hub id, without padding or truncation of its own.
 
     Raises:
+        ArtifactError: Its files are missing, corrupt or want to run code.
         ConfigError: Only a slow tokenizer exists; spans and offsets need a fast one.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(path), use_fast=True, local_files_only=True)
+    directory = resolve(path)
+    _check_tokenizer_files(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{str(directory)!r} holds no usable tokenizer: {error}; fetch or train the model again"
+        ) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"{str(path)!r} has no fast tokenizer (tokenizer.json); convert it first")
     # Some checkpoints (sentence-transformers) ship a tokenizer.json that pads every text to 128.
@@ -102,11 +132,12 @@ def save_dense(
     """Write a dense model as an ordinary Hugging Face checkpoint, whole or not at all."""
     if not model.arch.is_dense:
         raise CheckpointError("only a dense model can be saved as an ordinary checkpoint")
-    labels = tuple(model.config.id2label[key] for key in sorted(model.config.id2label))
-    config = config_from_arch(model.arch, model.kind, labels=labels, dropout=model.config.dropout)
+    config = config_from_arch(
+        model.arch, model.kind, labels=label_names(model), dropout=model.config.dropout
+    )
     tensors = {bert_name(name, model.kind): tensor for name, tensor in model.state_dict().items()}
     with atomic_directory(directory) as temporary:
-        _write_weights(tensors, temporary / WEIGHTS)
+        write_tensors(tensors, temporary / WEIGHTS)
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
         tokenizer.save_pretrained(temporary)
@@ -119,27 +150,52 @@ def save_compact(
     *,
     readme: str | None = None,
 ) -> None:
-    """Write ``model/``: config with Arch and checksum, weights, tokenizer, model card."""
+    """Write ``model/``: config with Arch and checksums, weights, tokenizer, model card."""
     with atomic_directory(directory) as temporary:
-        _write_weights(model.state_dict(), temporary / WEIGHTS)
+        write_tensors(model.state_dict(), temporary / WEIGHTS)
+        tokenizer.save_pretrained(temporary)
         config = json.loads(model.config.to_json_string(use_diff=True))
         config["weights_sha256"] = sha256_file(temporary / WEIGHTS)
+        config["tokenizer_sha256"] = checksums(temporary, exclude=_UNCHECKED | {WEIGHTS})
         write_json(temporary / "config.json", config)
-        tokenizer.save_pretrained(temporary)
         if readme is not None:
             (temporary / "README.md").write_text(readme, encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        EnvironmentProblem: The disk is full or the place is not writable.
+    """
+    # Clones: safetensors refuses tensors that share memory.
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(owned, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise EnvironmentProblem(
+            f"cannot write {str(path)!r}: {error}; free space or choose another --output"
+        ) from error
+
+
+def label_names(model: CofiPreTrainedModel) -> tuple[str, ...]:
+    """Class names in the order of the logits, as stored; placeholders where a task has none."""
+    names = {int(key): str(name) for key, name in (model.config.id2label or {}).items()}
+    return tuple(names[index] for index in sorted(names))
 
 
 def resolve(path: Path | str) -> Path:
     """A local directory as it is; a hub id as its snapshot, from the cache or downloaded.
 
     Raises:
+        ArtifactError: Neither a directory nor a possible hub id.
         HubUnreachableError: Not cached and no network; said at once, without retries.
     """
-    local = Path(path)
-    if local.is_dir():
+    name, local = str(path), Path(path)
+    if name and local.is_dir():
         return local
-    name = str(path)
+    if local.is_file():
+        raise ArtifactError(f"{name!r} is a file; expected a model directory or a hub id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ArtifactError(f"{name!r} does not exist; expected a model directory or a hub id")
     return _snapshot(name)
@@ -147,19 +203,28 @@ def resolve(path: Path | str) -> Path:
 
 def _snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     def fetch(*, local_files_only: bool) -> Path:
         return Path(
-            snapshot_download(
-                name, allow_patterns=_HUB_FILES, local_files_only=local_files_only
-            )
+            snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local_files_only)
         )
 
     try:
-        return fetch(local_files_only=True)
+        cached = fetch(local_files_only=True)
+        # A cache that only the tokenizer was fetched into is a snapshot, too.
+        if (cached / "config.json").is_file() and list(cached.glob("*.safetensors")):
+            return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise ArtifactError(
+            f"{name!r} is neither a model directory nor a hub id: {error}"
+        ) from error
     if not hub_is_reachable():
         raise HubUnreachableError(
             f"{name!r} is no local directory, not in the hub cache, and the hub is out of reach; "
@@ -173,61 +238,92 @@ def _snapshot(name: str) -> Path:
 
 def hub_is_reachable() -> bool:
     """Ask the hub once, three seconds at most; False at once when HF_HUB_OFFLINE is set."""
-    import httpx  # noqa: PLC0415 - comes with huggingface_hub, slow to import
-
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        httpx.head(endpoint, timeout=_HUB_TIMEOUT_S)
-    except httpx.HTTPError:
+    if not endpoint.startswith(("https://", "http://")):
         return False
-    return True
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S
+        ):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # a proxy that cannot get through answers with a 5xx
+    except (OSError, ValueError):
+        return False
+
+
+def _open_dense(
+    directory: Path, kind: TaskKind, *, labels: tuple[str, ...], dropout: float
+) -> tuple[CofiPreTrainedModel, list[str]]:
+    """An ordinary checkpoint, and the tensors of its head that start random."""
+    arch = arch_from_config(read_json(directory / "config.json"))
+    model = build(CofiConfig.from_arch(arch, kind, labels=labels, dropout=dropout))
+    found, fresh = ours_from_bert(_read_weights(directory), model.state_dict(), kind)
+    model.load_state_dict({**model.state_dict(), **found})
+    return model, fresh
+
+
+def _stored_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Class names of an ordinary config.json; transformers leaves the default ones out."""
+    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def _load_compact(directory: Path, data: Mapping[str, Any]) -> CofiPreTrainedModel:
-    check_model_directory(directory)
-    _check_weights(directory, data.get("weights_sha256"))
-    config = CofiConfig(**{key: value for key, value in data.items() if key != "schema_version"})
-    model = build(config)
-    tensors = _read_weights(directory)
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
+    kind = data.get("task_kind")
+    if kind not in TASK_KINDS:
         raise CheckpointError(
-            f"{str(directory / WEIGHTS)!r} does not fit the Arch of its config.json: {error}"
-        ) from error
-    return model.eval()
-
-
-def _check_weights(directory: Path, expected: str | None) -> None:
-    path = directory / WEIGHTS
-    if expected is None or not path.is_file():
-        return
-    got = sha256_file(path)
-    if got != expected:
-        raise ArtifactError(
-            f"{str(path)!r} has sha256 {got[:12]}, but config.json records {expected[:12]}: it is "
-            "corrupt, truncated or was replaced; train or copy the model again"
+            f"{str(directory / 'config.json')!r} has task_kind {kind!r}, allowed: "
+            f"{', '.join(TASK_KINDS)}; {_REMEDY}"
         )
+    recorded = {WEIGHTS: data.get("weights_sha256"), **(data.get("tokenizer_sha256") or {})}
+    known = {name: digest for name, digest in recorded.items() if digest is not None}
+    check_checksums(directory, known, remedy=_REMEDY)
+    ours = {key: value for key, value in data.items() if key != "schema_version"}
+    try:
+        model = build(CofiConfig(**ours))
+        model.load_state_dict(_read_file(directory / WEIGHTS), strict=True)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{str(directory / WEIGHTS)!r} does not fit the Arch of its config.json: {error}; "
+            f"{_REMEDY}"
+        ) from error
+    return _for_inference(model)
+
+
+def _for_inference(model: CofiPreTrainedModel) -> CofiPreTrainedModel:
+    model.train(False)
+    return model
+
+
+def _check_tokenizer_files(directory: Path) -> None:
+    """Refuse a tokenizer that was changed, cannot be read, or lies elsewhere."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            read_json(directory / name)
+    if (directory / "config.json").is_file():
+        recorded = read_json(directory / "config.json").get("tokenizer_sha256") or {}
+        check_checksums(directory, recorded, remedy=_REMEDY)
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, sharded or not, as fp32."""
+    """All tensors of an ordinary checkpoint, sharded or not, as fp32."""
     tensors: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
-        try:
-            tensors.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{str(path)!r} is no whole safetensors file: {error}; fetch or train it again"
-            ) from error
+        tensors.update(_read_file(path))
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} is no whole safetensors file: {error}; fetch or train it again"
+        ) from error
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})

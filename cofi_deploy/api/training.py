@@ -12,7 +12,7 @@ from typing import Any
 from cofi_deploy.api.model_card import model_card
 from cofi_deploy.artifacts import RUNS_ROOT, newest_run, read_json, write_bytes, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
-from cofi_deploy.errors import CofiDeployError, UsageError
+from cofi_deploy.errors import CofiDeployError, HubUnreachableError, UsageError
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
 from cofi_deploy.results import git_commit, machine, versions
 from cofi_deploy.tasks import Task, load_task
@@ -91,8 +91,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         max_length=(overrides or {}).get("max_length") or None,
         seed=(overrides or {}).get("seed") or 42,
     )
-    loaded = arguments.load()
-    source = str(resolve(model))  # a hub id without a network fails here, before any data is read
+    loaded, source = _open_sources(arguments, model)
     settings = resolve_settings(
         recipe=recipe,
         config=config,
@@ -154,6 +153,23 @@ def _resume(run: Path) -> Path:
         model=str(resolve(document["model"])),
         teacher=None if teacher is None else Path(teacher),
     )
+
+
+def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
+    """Task and model directory; without a network both are missing, and both are said at once."""
+    missing: list[str] = []
+    try:
+        source = str(resolve(model))
+    except HubUnreachableError as error:
+        missing.append(str(error))
+    try:
+        loaded = arguments.load()
+        loaded.splits["train"]  # reads it
+    except HubUnreachableError as error:
+        missing.append(str(error))
+    if missing:
+        raise HubUnreachableError("; ".join(missing))
+    return loaded, source
 
 
 def _begin(  # noqa: PLR0913

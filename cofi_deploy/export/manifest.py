@@ -23,7 +23,7 @@ from cofi_deploy.families import config_from_arch
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import load, load_tokenizer, resolve
 from cofi_deploy.model import CofiPreTrainedModel
-from cofi_deploy.results import versions
+from cofi_deploy.results import git_commit, versions
 
 # Kinds whose outputs have names of their own; ids like LABEL_0 would say nothing.
 _UNLABELLED: frozenset[TaskKind] = frozenset({"text-regression", "question-answering"})
@@ -81,6 +81,17 @@ def weights_sha256(directory: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def metadata(source: Source) -> dict[str, str]:
+    """What a model file says about itself, wherever it is copied to."""
+    return {
+        "version": versions().get("cofi-deploy") or f"source tree {git_commit()}",
+        "arch": json.dumps(source.arch.to_json()),
+        "task_kind": source.kind,
+        "labels": json.dumps(list(source.labels), ensure_ascii=False),
+        "source_sha256": source.sha256,
+    }
+
+
 def write_config_and_tokenizer(source: Source, directory: Path) -> None:
     """Write config.json, readable without cofi_deploy, and the tokenizer's files.
 
@@ -93,6 +104,7 @@ def write_config_and_tokenizer(source: Source, directory: Path) -> None:
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
     source.tokenizer.save_pretrained(directory)
+    _rename_tokenizer_class(directory / "tokenizer_config.json")
 
 
 def write_manifest(
@@ -128,3 +140,16 @@ def _labels(model: CofiPreTrainedModel) -> tuple[str, ...]:
         return ()
     names = {int(key): name for key, name in (model.config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
+
+
+def _rename_tokenizer_class(path: Path) -> None:
+    """Give the tokenizer class the name that transformers 4 and 5 and transformers.js know.
+
+    transformers 5 writes ``TokenizersBackend`` for a tokenizer without a class of its own;
+    version 4, which Optimum's ONNX Runtime classes need, then refuses to open it.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")

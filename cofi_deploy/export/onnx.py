@@ -7,7 +7,6 @@ and transformers.js conventions accept. The graph itself is written in `graph.py
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,13 +14,13 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from cofi_deploy import __version__
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ConfigError, ExportError
 from cofi_deploy.export.graph import Precision, onnx_from_model
 from cofi_deploy.export.manifest import (
     Source,
+    metadata,
     open_source,
     write_config_and_tokenizer,
     write_manifest,
@@ -98,7 +97,9 @@ def write_onnx(
         ExportError: The graph is not valid, or differs from PyTorch.
     """
     proto = onnx_from_model(model, opset=opset, precision=precision)
-    onnx.helper.set_model_props(proto, _metadata(source, precision))
+    entries = {**metadata(source), "precision": precision}
+    props = {f"{METADATA_PREFIX}{key}": value for key, value in entries.items()}
+    onnx.helper.set_model_props(proto, props)
     onnx.save_model(proto, path)
     check_onnx(path, source.arch)
     return check_parity(
@@ -189,15 +190,3 @@ def _check_options(opset: int, precision: str) -> None:
         raise ConfigError(f"opset is {opset}, allowed: {OPSETS.start} to {OPSETS.stop - 1}")
     if precision not in TOLERANCE:
         raise ConfigError(f"precision is {precision!r}, allowed: {', '.join(TOLERANCE)}")
-
-
-def _metadata(source: Source, precision: Precision) -> dict[str, str]:
-    entries = {
-        "version": __version__,
-        "arch": json.dumps(source.arch.to_json()),
-        "task_kind": source.kind,
-        "labels": json.dumps(list(source.labels), ensure_ascii=False),
-        "source_sha256": source.sha256,
-        "precision": precision,
-    }
-    return {f"{METADATA_PREFIX}{key}": value for key, value in entries.items()}

@@ -7,7 +7,6 @@ it runs.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from cofi_deploy import __version__
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ExportError, MissingDependencyError
 from cofi_deploy.export.manifest import (
     Source,
+    metadata,
     open_source,
     write_config_and_tokenizer,
     write_manifest,
@@ -110,19 +109,9 @@ def _ir_from_onnx(openvino: ModuleType, onnx_file: Path, source: Source) -> Any:
         ir = openvino.convert_model(onnx_file)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO does not convert the ONNX graph: {error}") from error
-    for key, value in _metadata(source).items():
+    for key, value in metadata(source).items():
         ir.set_rt_info(value, [METADATA_SECTION, key])
     return ir
-
-
-def _metadata(source: Source) -> dict[str, str]:
-    return {
-        "version": __version__,
-        "arch": json.dumps(source.arch.to_json()),
-        "task_kind": source.kind,
-        "labels": json.dumps(list(source.labels), ensure_ascii=False),
-        "source_sha256": source.sha256,
-    }
 
 
 def _import_openvino() -> ModuleType:

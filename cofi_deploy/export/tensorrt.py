@@ -22,7 +22,7 @@ from cofi_deploy.engines import (
     cuda_device,
     import_tensorrt,
 )
-from cofi_deploy.errors import ConfigError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, EnvironmentProblem, MissingDependencyError
 from cofi_deploy.export.engine import Engine, OptimizationProfile, build_engine
 from cofi_deploy.export.graph import Precision
 from cofi_deploy.export.manifest import (
@@ -70,12 +70,13 @@ def export_tensorrt(
     Raises:
         ConfigError: Shapes, precision or flavour that are not allowed; all problems at once.
         MissingDependencyError: Neither library is installed, or not the one asked for.
+        EnvironmentProblem: TensorRT was asked for on a machine without a GPU.
         EngineBuildError: The library refuses the network.
         ExportError: The ONNX graph differs from PyTorch.
     """
     _check_options(batch_size, seq_len, precision, flavour)
     chosen = choose_flavour(flavour)
-    import_tensorrt(chosen)  # refuse a missing library before the work starts
+    _check_machine(chosen)
     source, model = open_source(model_dir)
     profile = _profile(batch_size, seq_len, source.arch.max_positions)
     with (
@@ -121,6 +122,16 @@ def choose_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
     if _is_installed("tensorrt-rtx"):
         return "tensorrt-rtx"
     raise MissingDependencyError("tensorrt-rtx", "tensorrt-rtx", "an engine without a GPU here")
+
+
+def _check_machine(flavour: Flavour) -> None:
+    """Refuse a missing library or GPU before the work starts."""
+    import_tensorrt(flavour)
+    if flavour == "tensorrt" and cuda_device() is None:
+        raise EnvironmentProblem(
+            "flavour 'tensorrt' builds on the GPU that will run the engine, but the CUDA driver "
+            "shows none; run this on that machine, or use flavour 'tensorrt-rtx'"
+        )
 
 
 def _is_installed(flavour: Flavour) -> bool:

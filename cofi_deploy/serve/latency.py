@@ -34,6 +34,7 @@ _WARMUP_SHARE = 0.25  # of max_seconds, for each subject
 # every fourth round by a quarter, and the median itself is shifted.
 NOISE_LIMIT = 0.25
 _RESAMPLES = 2000
+_PORTION = 100
 
 # Each of several inputs is timed this often at the least: noise shows only in repetition.
 _MIN_PASSES = 3
@@ -182,18 +183,26 @@ def ratio_of_medians(samples: Samples, numerator: str, denominator: str, *, seed
     """
     above, below = samples.ms[numerator], samples.ms[denominator]
     rounds = len(above)
+    ratios = np.concatenate(
+        [
+            np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
+            for drawn in _resamples(rounds, seed)
+        ]
+    )
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    value = float(np.median(above) / np.median(below))
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def _resamples(rounds: int, seed: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Places of the rounds drawn, (resamples, rounds), in portions that fit a cache."""
     rng = np.random.default_rng(seed)
     block = max(1, round(rounds ** (1 / 3)))
     blocks = -(-rounds // block)
-    ratios = np.empty(_RESAMPLES)
-    for index in range(_RESAMPLES):
-        starts = rng.integers(0, rounds, blocks)
-        drawn = (starts[:, None] + np.arange(block)).ravel()[:rounds] % rounds
-        ratios[index] = np.median(above[drawn]) / np.median(below[drawn])
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Interval(
-        value=float(np.median(above) / np.median(below)), low=float(low), high=float(high)
-    )
+    for _ in range(_RESAMPLES // _PORTION):
+        starts = rng.integers(0, rounds, (_PORTION, blocks))
+        drawn = starts[:, :, None] + np.arange(block)  # (portion, blocks, block)
+        yield drawn.reshape(_PORTION, -1)[:, :rounds] % rounds
 
 
 def noise(samples: Samples, name: str) -> str | None:

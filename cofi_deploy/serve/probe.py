@@ -42,13 +42,18 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
         "batch_size": point.batch_size,
         "seq_len": point.seq_len,
     }
-    answer = subprocess.run(
-        [sys.executable, "-m", "cofi_deploy.serve.probe", json.dumps(request)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", "cofi_deploy.serve.probe", json.dumps(request)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunnerError(
+            f"{point} of {str(artifact)!r} took more than {_TIMEOUT_S} s in a process of its own"
+        ) from error
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunnerError(

@@ -69,7 +69,6 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
         "structures": _structures(document["structures"]),
         "curves": training_curves(steps),
         "comparison": document["comparison"],
-        "noise": [row for row in latency if "noise" in row],
     }
 
 

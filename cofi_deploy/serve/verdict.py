@@ -96,7 +96,8 @@ def _drop_claim(asked: float, row: Mapping[str, Any], test: PairedTest | None) -
     # Rounded, so that 0.900 - 0.885 is a drop of 1.5 points and not of 1.5000000000000013.
     drop = round((row["metric_dense"] - row["metric"]) * 100, 6)
     low, high = (None, None) if test is None else (-test.high * 100, -test.low * 100)
-    interval = "" if low is None else f" (95 % interval {low:.2f} to {high:.2f})"
+    interval = "" if low is None else f" (95 % interval of the drop {low:.2f} to {high:.2f})"
+    change = f"drops by {drop:.2f} points" if drop >= 0 else f"rises by {-drop:.2f} points"
     outcome: Outcome = "held" if drop <= asked else "missed"
     return Claim(
         claim="max_drop",
@@ -109,8 +110,7 @@ def _drop_claim(asked: float, row: Mapping[str, Any], test: PairedTest | None) -
         high=high,
         outcome=outcome,
         sentence=(
-            f"{row['metric_name']} in {row['runtime']} drops by {drop:.2f} points{interval}, "
-            f"allowed: {asked:g}"
+            f"{row['metric_name']} in {row['runtime']} {change}{interval}, allowed: {asked:g}"
         ),
     )
 
@@ -177,7 +177,9 @@ def _all_held(claims: Sequence[Claim]) -> str:
     speeds = [claim for claim in claims if claim.claim == "min_speedup"]
     if drops:
         worst = max(drops, key=lambda claim: claim.measured or 0.0)
-        parts.append(f"at most {worst.measured:.2f} points lost (allowed: {worst.asked:g})")
+        lost = worst.measured or 0.0
+        told = f"at most {lost:.2f} points lost" if lost > 0 else "nothing lost"
+        parts.append(f"{told} (allowed: {worst.asked:g})")
     if speeds:
         worst = min(speeds, key=lambda claim: claim.measured or 0.0)
         parts.append(f"at least {worst.measured:.2f} times faster (asked: {worst.asked:g})")

@@ -1,6 +1,6 @@
 """Everything that a killed run needs to go on as if nothing had happened.
 
-A checkpoint is one directory, replaced as a whole: `state.json` (stage, step, best metric) and
+A checkpoint is one directory, replaced as a whole: `state.json` (stage, step, metrics) and
 `tensors.safetensors` (weights, gates, multipliers, optimizers, random number generators).
 """
 
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cofi_deploy.artifacts import atomic_directory, read_json, write_json
+from cofi_deploy.artifacts import atomic_directory, read_json, sha256_file, write_json
 from cofi_deploy.errors import CheckpointError
+from cofi_deploy.loading import write_tensors
 
 _TENSORS = "tensors.safetensors"
 
@@ -42,16 +43,25 @@ def save_checkpoint(
     for name, optimizer in optimizers.items():
         tensors |= _optimizer_tensors(name, optimizer)
     with atomic_directory(directory) as temporary:
-        # Clones: safetensors refuses tensors that share memory.
-        save_file({key: t.detach().cpu().clone() for key, t in tensors.items()}, temporary / _TENSORS)
-        write_json(temporary / "state.json", state)
+        write_tensors(tensors, temporary / _TENSORS)
+        digest = sha256_file(temporary / _TENSORS)
+        write_json(temporary / "state.json", {**state, "tensors_sha256": digest})
 
 
 def read_state(directory: Path) -> dict[str, Any] | None:
-    """State of the checkpoint in ``directory``, None when there is none."""
-    if not (directory / "state.json").is_file():
+    """State of the checkpoint in ``directory``, None when there is none.
+
+    Raises:
+        ArtifactError: It is not readable, or of a newer schema.
+        CheckpointError: It names no stage and step.
+    """
+    path = directory / "state.json"
+    if not path.is_file():
         return None
-    return read_json(directory / "state.json")
+    state = read_json(path)
+    if not isinstance(state.get("stage"), str) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{str(path)!r} names no stage and step; start without --resume")
+    return state
 
 
 def restore_checkpoint(
@@ -69,27 +79,40 @@ def restore_checkpoint(
     Raises:
         CheckpointError: The file is damaged, or belongs to other modules.
     """
-    try:
-        tensors = load_file(directory / _TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{str(directory / _TENSORS)!r} is damaged: {error}; start without --resume"
-        ) from error
+    tensors = _read_tensors(directory)
     try:
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{name}/"), strict=True)
         for name, optimizer in optimizers.items():
             _restore_optimizer(optimizer, _below(tensors, f"optimizer/{name}/"))
-    except (RuntimeError, ValueError) as error:
+        for name, generator in generators.items():
+            generator.set_state(tensors[f"rng/{name}"])
+        torch.set_rng_state(tensors["rng/torch"])
+    except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{str(directory)!r} does not fit this run's settings: {error}; start without --resume"
         ) from error
-    torch.set_rng_state(tensors["rng/torch"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    for name, generator in generators.items():
-        generator.set_state(tensors[f"rng/{name}"])
     return _below(tensors, "extra/")
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    path = directory / _TENSORS
+    try:
+        got = sha256_file(path)
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: {error}; start without --resume"
+        ) from error
+    recorded = (read_state(directory) or {}).get("tensors_sha256")
+    if got != recorded:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: it has sha256 {got[:12]}, but state.json records "
+            f"{str(recorded)[:12]}; start without --resume"
+        )
+    return tensors
 
 
 def _optimizer_tensors(name: str, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -129,6 +129,10 @@ def _fixed(name: str, log_alpha: Tensor, shift: float) -> Tensor:
     if name in SWITCHES:
         return soft * (prob >= 0.5)
     # The last axis is a group: one layer's heads or units, or the whole hidden vector.
-    zeros = (prob.shape[-1] - prob.sum(dim=-1, keepdim=True)).round()  # (..., 1)
-    rank = soft.argsort(dim=-1, stable=True).argsort(dim=-1)  # (..., size), 0 is the smallest
+    size = prob.shape[-1]
+    zeros = (size - prob.sum(dim=-1, keepdim=True)).round()  # (..., 1)
+    if name == "hidden":
+        zeros = zeros.clamp(max=size - 1)  # a model without any hidden dimension is none
+    # By log_alpha, since close soft values near 0 and 1 are equal in fp32.
+    rank = log_alpha.argsort(dim=-1, stable=True).argsort(dim=-1)  # (..., size), 0 the smallest
     return soft * (rank >= zeros)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,25 @@ CHECKPOINT_INTERVAL_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What the loops of all stages of a run have in common.
+
+    Attributes:
+        evaluations: On the selection split, evenly spread over a stage.
+        lr_warmup: Share of a stage's steps in which the learning rate rises.
+        max_grad_norm: Gradients of the weights above it are scaled down.
+        samples_per_step: For the samples per second that are reported.
+        scaler: Loss scaling of fp16, None elsewhere.
+    """
+
+    evaluations: int
+    lr_warmup: float
+    max_grad_norm: float
+    samples_per_step: int
+    scaler: torch.amp.GradScaler | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """What one stage trains.
 
@@ -33,12 +53,14 @@ class Stage:
         name: As in run.json and metrics.jsonl.
         steps: Optimizer steps.
         modules: Everything with a state, by name; ``weights`` is the model.
-        optimizers: By name; the learning rate of ``weights`` follows ``lr_factor``.
+        optimizers: By name; the learning rate of ``weights`` follows `linear_lr`.
+        lr_setting: Name of the setting that holds the peak of that learning rate.
         generators: Random number generators besides torch's own.
         loss: Named losses of a step; ``loss`` is what is minimised. Floats are logged only.
         after_step: Called after the optimizers have stepped.
         notes: More to write beside the losses into metrics.jsonl.
         evaluate: Metrics on the selection split; ``metric`` is the primary one.
+        pace: What it has in common with the other stages of the run.
         keep_best: Restore the weights of the best evaluation at the end.
     """
 
@@ -46,63 +68,87 @@ class Stage:
     steps: int
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
+    lr_setting: str
     loss: Callable[[int], Mapping[str, Tensor | float]]
     evaluate: Callable[[], dict[str, float]]
-    evaluations: int
-    lr_warmup: float
-    max_grad_norm: float
-    samples_per_step: int
+    pace: Pace
     generators: Mapping[str, torch.Generator] = field(default_factory=dict)
     after_step: Callable[[], None] = lambda: None
     notes: Callable[[], Mapping[str, object]] = dict
     keep_best: bool = False
-    scaler: torch.amp.GradScaler | None = None
 
 
 class Interruption:
-    """Turns the first Ctrl-C or SIGTERM into "finish this step, write a checkpoint, stop"."""
+    """Turns the first Ctrl-C or SIGTERM into "finish this step, write a checkpoint, stop".
+
+    A context manager, so that a signal before or after training does what it did before.
+    """
 
     def __init__(self) -> None:
         """Not asked to stop."""
         self.asked = False
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take over both signals; the second Ctrl-C stops at once."""
+    def __enter__(self) -> Interruption:
+        """Take over both signals; the second one stops at once."""
+        self.asked = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._ask)
-            signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def stop_if_asked(self) -> None:
-        """Raise KeyboardInterrupt when a signal came; a checkpoint has been written by then."""
+        """Raise KeyboardInterrupt when a signal came; called where nothing would be lost."""
         if self.asked:
             self.asked = False
             raise KeyboardInterrupt
 
     def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 interruption = Interruption()
 
 
-class BestWeights:
-    """The weights of the best evaluation so far."""
+@dataclass(kw_only=True)
+class Standing:
+    """Where a stage stands: what a checkpoint keeps beside weights and optimizers.
 
-    def __init__(self) -> None:
-        """Nothing seen yet."""
-        self.metric = -math.inf
-        self.tensors: dict[str, Tensor] = {}
+    Attributes:
+        step: Optimizer steps done.
+        seconds: Time that they took, earlier processes included.
+        metrics: Of the last evaluation.
+        best: Metrics of the best evaluation so far; empty before the first.
+        best_tensors: The weights at that evaluation.
+    """
 
-    def offer(self, metric: float, model: nn.Module) -> None:
-        """Keep a copy if ``metric`` is at least as good as before: later wins ties."""
-        if metric >= self.metric:
-            self.metric = metric
-            self.tensors = {key: t.detach().clone() for key, t in model.state_dict().items()}
+    step: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, model: nn.Module) -> None:
+        """Keep a copy of the weights if they score at least as well: later wins ties."""
+        if not self.best or self.metrics["metric"] >= self.best["metric"]:
+            self.best = self.metrics
+            self.best_tensors = {key: t.detach().clone() for key, t in model.state_dict().items()}
 
 
 def run_stage(
-    stage: Stage, checkpoint: Path, progress: RunProgress, *, resume_from: int | None = None
+    stage: Stage,
+    checkpoint: Path,
+    progress: RunProgress,
+    *,
+    resume: bool = False,
+    interval_s: float = CHECKPOINT_INTERVAL_S,
 ) -> dict[str, float]:
     """Train a stage to its end.
 
@@ -110,54 +156,51 @@ def run_stage(
         stage: What to train; changed in place.
         checkpoint: Directory of the resumable state.
         progress: Told about every step.
-        resume_from: Step of the checkpoint to restore and continue from; None: a fresh start.
+        resume: Restore the checkpoint and continue from its step.
+        interval_s: Seconds between two checkpoints.
 
     Returns:
-        ``seconds`` and ``samples_per_s`` of the steps run here, and ``metric``, the best one with
-        ``keep_best``, else the last.
+        ``seconds`` and ``samples_per_s`` of all steps, and the metrics of the best evaluation
+        with ``keep_best``, else of the last.
 
     Raises:
-        DivergedError: The loss is not finite; the last checkpoint stays.
+        DivergedError: Loss or gradients are not finite; the last checkpoint stays.
     """
-    best = BestWeights()
-    start = 0
-    if resume_from is not None:
-        _restore(stage, checkpoint, best)
-        start = resume_from
-    progress.start(stage.name, done=start)
-    marks = {math.ceil(stage.steps * k / stage.evaluations) for k in range(1, stage.evaluations + 1)}
-    began = saved = time.monotonic()
-    metrics: dict[str, float] = {}
-    for step in range(start, stage.steps):
+    standing = _restore(stage, checkpoint) if resume else Standing()
+    progress.start(stage.name, done=standing.step)
+    marks = _evaluation_steps(stage)
+    clock = saved = time.monotonic()
+    for step in range(standing.step, stage.steps):
         values = _step(stage, step)
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == stage.steps:
-            progress.log(step=done, **values, **stage.notes())
-        progress.advance(done, {"loss": values["loss"]})
-        if done in marks:
-            metrics = stage.evaluate()
-            progress.log(step=done, split="selection", **metrics)
-            if stage.keep_best:
-                best.offer(metrics["metric"], stage.modules["weights"])
-        if interruption.asked or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
-            save_stage(stage, checkpoint, done, best)
-            saved = time.monotonic()
+        standing.step = step + 1
+        if standing.step % LOG_EVERY == 0 or standing.step == stage.steps:
+            progress.log(step=standing.step, **values, **stage.notes())
+        progress.advance(standing.step, {"loss": values["loss"]})
+        if standing.step in marks:
+            _evaluate(stage, standing, progress)
+        now = time.monotonic()
+        standing.seconds, clock = standing.seconds + now - clock, now
+        if interruption.asked or now - saved >= interval_s:
+            save_stage(stage, checkpoint, standing)
+            clock = saved = time.monotonic()
             interruption.stop_if_asked()
-    seconds = time.monotonic() - began
-    if stage.keep_best and best.tensors:
-        stage.modules["weights"].load_state_dict(best.tensors)
-        metrics["metric"] = best.metric
-    rate = stage.samples_per_step * (stage.steps - start) / max(seconds, 1e-9)
-    return {**metrics, "seconds": seconds, "samples_per_s": rate}
+    if stage.keep_best and standing.best:
+        stage.modules["weights"].load_state_dict(standing.best_tensors)
+    rate = stage.pace.samples_per_step * stage.steps / max(standing.seconds, 1e-9)
+    metrics = standing.best if stage.keep_best else standing.metrics
+    return {**metrics, "seconds": standing.seconds, "samples_per_s": rate}
 
 
-def save_stage(stage: Stage, checkpoint: Path, step: int, best: BestWeights | None = None) -> None:
-    """Write a checkpoint of ``stage`` after ``step`` steps."""
-    best = best or BestWeights()
+def save_stage(stage: Stage, checkpoint: Path, standing: Standing) -> None:
+    """Write a checkpoint of ``stage``."""
+    scaler = stage.pace.scaler
     state = {
         "stage": stage.name,
-        "step": step,
-        "best_metric": best.metric if best.tensors else None,
+        "step": standing.step,
+        "seconds": standing.seconds,
+        "metrics": standing.metrics,
+        "best": standing.best,
+        "scaler": None if scaler is None else scaler.state_dict(),
     }
     save_checkpoint(
         checkpoint,
@@ -165,7 +208,7 @@ def save_stage(stage: Stage, checkpoint: Path, step: int, best: BestWeights | No
         modules=stage.modules,
         optimizers=stage.optimizers,
         generators=stage.generators,
-        extra={f"extra/{key}": tensor for key, tensor in best.tensors.items()},
+        extra={f"extra/{key}": tensor for key, tensor in standing.best_tensors.items()},
     )
 
 
@@ -177,10 +220,22 @@ def linear_lr(step: int, steps: int, warmup: float) -> float:
     return max(0.0, (steps - step) / max(1.0, steps - rising))
 
 
+def _evaluation_steps(stage: Stage) -> set[int]:
+    count = stage.pace.evaluations
+    return {math.ceil(stage.steps * number / count) for number in range(1, count + 1)}
+
+
+def _evaluate(stage: Stage, standing: Standing, progress: RunProgress) -> None:
+    standing.metrics = stage.evaluate()
+    progress.log(step=standing.step, split="selection", **standing.metrics)
+    if stage.keep_best:
+        standing.offer(stage.modules["weights"])
+
+
 def _step(stage: Stage, step: int) -> dict[str, float]:
     optimizer = stage.optimizers["weights"]
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * linear_lr(step, stage.steps, stage.lr_warmup)
+        group["lr"] = group["peak_lr"] * linear_lr(step, stage.steps, stage.pace.lr_warmup)
     losses = stage.loss(step)
     loss = losses["loss"]
     values = {
@@ -188,17 +243,17 @@ def _step(stage: Stage, step: int) -> dict[str, float]:
         for name, value in losses.items()
     }
     if not isinstance(loss, Tensor) or not math.isfinite(values["loss"]):
-        lr = optimizer.param_groups[0]["lr"]
-        raise DivergedError(
-            f"loss is {values['loss']} at step {step + 1} of stage {stage.name!r}, learning rate "
-            f"{lr:.3g}; the last good checkpoint is kept: lower the learning rate and start again, "
-            "or --resume from it"
-        )
-    scaler = stage.scaler or torch.amp.GradScaler(enabled=False)
-    scaler.scale(loss).backward()
+        raise _diverged("loss", values["loss"], stage, step)
+    scaler = stage.pace.scaler or torch.amp.GradScaler(enabled=False)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm)
+    norm = float(nn.utils.clip_grad_norm_(_parameters(optimizer), stage.pace.max_grad_norm))
+    # The scaler of fp16 skips such a step by itself; elsewhere it would spoil the weights, and
+    # with them the next checkpoint.
+    if stage.pace.scaler is None:
+        norm += sum(_grad_norm(each) for each in stage.optimizers.values() if each is not optimizer)
+        if not math.isfinite(norm):
+            raise _diverged("gradient norm", norm, stage, step)
     for each in stage.optimizers.values():
         scaler.step(each)
     scaler.update()
@@ -208,13 +263,36 @@ def _step(stage: Stage, step: int) -> dict[str, float]:
     return values
 
 
-def _restore(stage: Stage, checkpoint: Path, best: BestWeights) -> None:
-    tensors = restore_checkpoint(
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _grad_norm(optimizer: Optimizer) -> float:
+    return sum(float(p.grad.norm()) for p in _parameters(optimizer) if p.grad is not None)
+
+
+def _diverged(what: str, value: float, stage: Stage, step: int) -> DivergedError:
+    peak = stage.optimizers["weights"].param_groups[0]["peak_lr"]
+    return DivergedError(
+        f"{what} is {value} at step {step + 1} of stage {stage.name!r}; the last good checkpoint "
+        f"is kept: lower {stage.lr_setting} (now {peak:g}) and train again"
+    )
+
+
+def _restore(stage: Stage, checkpoint: Path) -> Standing:
+    best_tensors = restore_checkpoint(
         checkpoint,
         modules=stage.modules,
         optimizers=stage.optimizers,
         generators=stage.generators,
     )
     state = read_state(checkpoint) or {}
-    if tensors and state.get("best_metric") is not None:
-        best.metric, best.tensors = float(state["best_metric"]), tensors
+    if stage.pace.scaler is not None and state.get("scaler"):
+        stage.pace.scaler.load_state_dict(state["scaler"])
+    return Standing(
+        step=state["step"],
+        seconds=state["seconds"],
+        metrics=state["metrics"],
+        best=state["best"],
+        best_tensors=best_tensors,
+    )

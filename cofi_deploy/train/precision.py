@@ -5,11 +5,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from cofi_deploy.config import Precision
 from cofi_deploy.errors import ConfigError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +44,11 @@ class Numerics:
         """`fp32`, `bf16` or `fp16`."""
         return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
 
+    def place(self, module: Module) -> Module:
+        """``module``, moved to the device."""
+        nn.Module.to(module, self.device)
+        return module
+
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products run in ``dtype``."""
         return torch.autocast(
@@ -53,7 +62,7 @@ class Numerics:
 
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from cofi_deploy.artifacts import write_bytes
+from cofi_deploy.errors import EnvironmentProblem
 
 _PLAIN_INTERVAL_S = 15.0
 
@@ -63,7 +66,9 @@ class RunProgress:
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(f"{place} {stage}", total=steps, completed=done, note="")
+            self._task = self._bar.add_task(
+                f"{place} {stage}", total=steps, completed=done, note=""
+            )
         else:
             self.say(f"{place} {stage}: {steps - done} steps")
 
@@ -84,9 +89,18 @@ class RunProgress:
             self.say(f"  {self._stage} {step}/{steps} {note}, {left} left in all")
 
     def log(self, **entry: Any) -> None:
-        """Append one object to metrics.jsonl."""
-        with self._metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"stage": self._stage, **entry}) + "\n")
+        """Append one object to metrics.jsonl.
+
+        Raises:
+            EnvironmentProblem: The disk is full or the place is not writable.
+        """
+        try:
+            with self._metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"stage": self._stage, **entry}) + "\n")
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot write {str(self._metrics)!r}: {error}; free space, then --resume"
+            ) from error
 
     def say(self, text: str) -> None:
         """One line for people."""
@@ -102,18 +116,25 @@ class RunProgress:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def forget_after(metrics: Path, stage_order: list[str], stage: str, step: int) -> None:
-    """Drop lines of metrics.jsonl that a resumed run will write again."""
+def forget_after(metrics: Path, finished: Collection[str], stage: str, step: int) -> None:
+    """Drop lines of metrics.jsonl that a resumed run will write again.
+
+    Args:
+        metrics: The file; may be absent.
+        finished: Stages that are done; their lines stay.
+        stage: The stage that the checkpoint was written in; empty without a checkpoint.
+        step: The step of the checkpoint; lines of its stage up to there stay.
+    """
     if not metrics.is_file():
         return
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    # A killed process may leave half a line, and not even whole UTF-8.
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the half line of a killed process
-        place = stage_order.index(entry["stage"]) if entry["stage"] in stage_order else -1
-        now = stage_order.index(stage)
-        if place < now or (place == now and entry.get("step", 0) <= step):
+            name, done = entry["stage"], entry["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if name in finished or (name == stage and done <= step):
             kept.append(line)
-    metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_bytes(metrics, "".join(line + "\n" for line in kept).encode())

@@ -33,6 +33,9 @@ def masks_at_sparsity(gates: HardConcreteGates, target_sparsity: float) -> Masks
     fewer, more = _straddle(gates, budget)
     candidates = [_trim_ffn(more, gates, budget), _grow_ffn(fewer, gates, budget)]
     best = min(candidates, key=lambda masks: abs(kept_parameters(masks, shape) - budget))
+    if abs(realized_sparsity(best, shape) - target_sparsity) > _TOLERANCE:
+        # Too few living FFN units to make up the rest, so the best dead sublayers come back.
+        best = _grow_ffn(fewer, gates, budget, revive=True)
     realized = realized_sparsity(best, shape)
     if abs(realized - target_sparsity) > _TOLERANCE:
         raise BudgetError(
@@ -83,22 +86,53 @@ def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
     return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
 
 
-def _grow_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
-    """Bring back FFN units of largest ``log_alpha``, in living sublayers, up to the budget."""
+def _grow_ffn(
+    masks: Masks, gates: HardConcreteGates, budget: float, *, revive: bool = False
+) -> Masks:
+    """Bring back FFN units of largest ``log_alpha`` up to the budget.
+
+    In living sublayers; with ``revive``, then also in dead ones, those whose switch (or, without
+    switches, whose best unit) has the largest ``log_alpha`` first.
+    """
     if "ffn" not in gates.families:
         return masks
-    living = ((masks.ffn != 0).any(-1) & (masks.ffn_block != 0))[:, None]
-    order = _ordered(gates, (masks.ffn == 0) & living, descending=True)
-    soft = torch.sigmoid(gates.log_alpha["ffn"].detach() / TEMPERATURE * SOFT_FACTOR).flatten()
+    units = masks.ffn * (masks.ffn_block != 0)[:, None]  # those behind a switch are off as well
+    living = (units != 0).any(-1)  # (layers,)
+    order = _ordered(gates, (units == 0) & living[:, None], descending=True)
+    if revive:
+        dead = [_ordered_in(gates, layer) for layer in _by_switch(gates) if not living[layer]]
+        order = torch.cat([order, *dead])
+    soft = {name: _soft(gates.log_alpha[name]) for name in ("ffn", "ffn_block") if name in gates.log_alpha}
 
     def with_(count: int) -> Masks:
-        ffn = masks.ffn.clone()
-        ffn.view(-1)[order[:count]] = soft[order[:count]]
-        return Masks(**{**vars(masks), "ffn": ffn})
+        ffn = units.clone()
+        ffn.view(-1)[order[:count]] = soft["ffn"].flatten()[order[:count]]
+        back = (ffn != 0).any(-1) & ~living
+        block = torch.where(back, soft.get("ffn_block", masks.ffn_block), masks.ffn_block)
+        return Masks(**{**vars(masks), "ffn": ffn, "ffn_block": block})
 
     count = _first(len(order), lambda n: kept_parameters(with_(n), gates.shape) >= budget)
     choices = [with_(count), with_(max(0, count - 1))]
     return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
+
+
+def _by_switch(gates: HardConcreteGates) -> list[int]:
+    """Layers, the one whose FFN is missed most first."""
+    log_alpha = gates.log_alpha["ffn_block" if "ffn_block" in gates.families else "ffn"].detach()
+    best = log_alpha.reshape(gates.shape.layers, -1).amax(dim=-1)
+    order: list[int] = best.argsort(descending=True, stable=True).tolist()
+    return order
+
+
+def _soft(log_alpha: Tensor) -> Tensor:
+    return torch.sigmoid(log_alpha.detach() / TEMPERATURE * SOFT_FACTOR)
+
+
+def _ordered_in(gates: HardConcreteGates, layer: int) -> Tensor:
+    """Flat indices of one layer's FFN units, largest ``log_alpha`` first."""
+    chosen = torch.zeros_like(gates.log_alpha["ffn"], dtype=torch.bool)
+    chosen[layer] = True
+    return _ordered(gates, chosen, descending=True)
 
 
 def _ordered(gates: HardConcreteGates, chosen: Tensor, *, descending: bool) -> Tensor:

@@ -5,7 +5,7 @@ Every function builds a `Stage` for `loop.run_stage`; `pipeline.py` puts them in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,10 @@ from cofi_deploy.train.distill import LayerProjection
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
-from cofi_deploy.train.loop import Stage
+from cofi_deploy.train.loop import Pace, Stage
 from cofi_deploy.train.losses import Distillation, label_loss
 from cofi_deploy.train.precision import Numerics
-from cofi_deploy.train.projection import masks_at_sparsity, realized_sparsity
+from cofi_deploy.train.projection import realized_sparsity
 from cofi_deploy.train.sparsity import expected_sparsity
 from cofi_deploy.train.teacher import Teacher
 
@@ -95,10 +95,11 @@ def teacher_stage(setup: Setup, model: CofiPreTrainedModel, name: str = "teacher
         steps=setup.batches.steps(s.teacher_epochs),
         modules={"weights": model},
         optimizers={"weights": _weights_optimizer(s, [model], s.teacher_lr, embeddings=True)},
+        lr_setting="teacher_lr",
         loss=loss,
         evaluate=lambda: evaluate(model, setup.task, setup.selection),
         keep_best=True,
-        **_common(setup),
+        pace=_pace(setup),
     )
 
 
@@ -122,11 +123,12 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
         steps=setup.batches.steps(s.distill_epochs),
         modules=student.modules,
         optimizers={"weights": _weights_optimizer(s, learners, s.student_lr)},
+        lr_setting="student_lr",
         generators={"gates": student.generator},
         loss=loss,
         evaluate=lambda: evaluate(student.model, setup.task, setup.selection),
         notes=lambda: notes,
-        **_common(setup),
+        pace=_pace(setup),
     )
 
 
@@ -191,12 +193,13 @@ def prune_stage(
                 maximize=True,
             ),
         },
+        lr_setting="student_lr",
         generators={"gates": student.generator},
         loss=loss,
         after_step=student.gates.clamp,
         evaluate=lambda: _evaluate_masked(setup, student),
         notes=lambda: notes,
-        **_common(setup),
+        pace=_pace(setup),
     )
 
 
@@ -226,11 +229,12 @@ def finetune_stage(
         steps=setup.batches.steps(s.finetune_epochs),
         modules={"weights": model, "projection": projection},
         optimizers={"weights": _weights_optimizer(s, [model, projection], s.finetune_lr)},
+        lr_setting="finetune_lr",
         loss=loss,
         evaluate=lambda: evaluate(model, setup.task, setup.selection),
         notes=lambda: notes,
         keep_best=True,
-        **_common(setup),
+        pace=_pace(setup),
     )
 
 
@@ -259,7 +263,7 @@ def _fitted_gate_lr(setup: Setup) -> float:
 
 def _weights_optimizer(
     settings: TrainSettings,
-    modules: list[CofiPreTrainedModel | LayerProjection],
+    modules: Sequence[nn.Module],
     lr: float,
     *,
     embeddings: bool = False,
@@ -282,11 +286,11 @@ def _weights_optimizer(
     return AdamW(groups, lr=lr, betas=_ADAM_BETAS, eps=_ADAM_EPSILON, fused=True)
 
 
-def _common(setup: Setup) -> dict[str, object]:
-    return {
-        "evaluations": setup.settings.evaluations,
-        "lr_warmup": setup.settings.lr_warmup,
-        "max_grad_norm": setup.settings.max_grad_norm,
-        "samples_per_step": setup.settings.batch_size,
-        "scaler": setup.numerics.scaler(),
-    }
+def _pace(setup: Setup) -> Pace:
+    return Pace(
+        evaluations=setup.settings.evaluations,
+        lr_warmup=setup.settings.lr_warmup,
+        max_grad_norm=setup.settings.max_grad_norm,
+        samples_per_step=setup.settings.batch_size,
+        scaler=setup.numerics.scaler(),
+    )

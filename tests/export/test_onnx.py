@@ -206,7 +206,7 @@ def test_metadata_says_what_the_model_is_and_where_it_came_from(onnx_directory, 
     assert metadata["cofi_deploy.task_kind"] == "text-classification"
     assert json.loads(metadata["cofi_deploy.labels"]) == ["negative", "neutral", "positive"]
     assert metadata["cofi_deploy.source_sha256"] == manifest.source_sha256
-    assert metadata["cofi_deploy.version"] == "0.1.0"
+    assert re.match(r"\d+\.\d+|source tree ", metadata["cofi_deploy.version"])
     assert metadata["cofi_deploy.precision"] == "fp32"
 
 
@@ -236,6 +236,11 @@ def test_tokenizer_files_encode_like_those_of_the_source(onnx_directory, write_m
         assert exported(text, pair) == source(text, pair)
     plain = AutoTokenizer.from_pretrained(onnx_directory)
     assert len(plain("a " * 30)["input_ids"]) == 32  # neither truncated nor padded
+
+
+def test_tokenizer_class_has_a_name_that_transformers_4_knows(onnx_directory):
+    config = json.loads((onnx_directory / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_manifest_lists_every_file_and_the_parity(onnx_directory, write_model):

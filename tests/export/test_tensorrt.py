@@ -18,6 +18,7 @@ from cofi_deploy.errors import (
     ArtifactError,
     ConfigError,
     EngineBuildError,
+    EnvironmentProblem,
     MissingDependencyError,
     RunnerError,
 )
@@ -150,6 +151,14 @@ def test_a_named_flavour_that_is_missing_is_refused_before_the_work(
 ):
     monkeypatch.setitem(engines._MODULES, "tensorrt", ("no_such_module",))
     with pytest.raises(MissingDependencyError, match="needs the package 'tensorrt'"):
+        export_tensorrt(write_model(), tmp_path / "trt", flavour="tensorrt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrt_without_a_gpu_is_refused_before_the_work(write_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "cuda_device", lambda: None)
+    monkeypatch.setitem(engines._MODULES, "tensorrt", ("tensorrt_rtx_bindings",))
+    with pytest.raises(EnvironmentProblem, match="but the CUDA driver shows none; run this on"):
         export_tensorrt(write_model(), tmp_path / "trt", flavour="tensorrt")
     assert list(tmp_path.iterdir()) == []
 

@@ -28,9 +28,7 @@ def ids(value: int, shape: tuple[int, ...] = (2, 6)):
     return np.full(shape, value, dtype=np.int64)
 
 
-@given(
-    batch=st.integers(1, 4), length=st.integers(1, 12), seed=st.integers(0, 2**32 - 1)
-)
+@given(batch=st.integers(1, 4), length=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
 def test_random_inputs_are_always_allowed(batch, length, seed):
     inputs = random_inputs(LIMITS, batch, length, seed=seed)
     check_inputs(inputs, LIMITS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from cofi_deploy.errors import ArtifactError, EnvironmentProblem, RunnerError, UsageError
 from cofi_deploy.serve.inputs import random_inputs
@@ -143,7 +145,7 @@ def test_a_file_that_the_runtime_refuses_is_named_with_its_reason(pruned, tmp_pa
     manifest = json.loads((copy / "export.json").read_text())
     manifest["files"] = {"model.onnx": _sha256(b"no protobuf")}
     (copy / "export.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunnerError, match="onnxruntime-cpu could not open .*Protobuf.*export it"):
+    with pytest.raises(RunnerError, match=r"onnxruntime-cpu could not open .*Protobuf.*export it"):
         open_runner(copy, "onnxruntime-cpu")
 
 
@@ -182,8 +184,6 @@ def test_threads_default_to_physical_cores(pruned):
 
 
 def test_a_torch_runner_gives_the_process_its_threads_back(pruned, limits):
-    import torch
-
     before = torch.get_num_threads()
     with open_runner(pruned.artifacts["torch"], "torch", threads=before + 1) as runner:
         runner.infer(random_inputs(limits, 1, 4, seed=0))
@@ -192,6 +192,4 @@ def test_a_torch_runner_gives_the_process_its_threads_back(pruned, limits):
 
 
 def _sha256(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,129 @@
+"""Rows for every subject, runtime and shape; what cannot be measured is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cofi_deploy.errors import RunnerError, UsageError
+from cofi_deploy.loading import load_tokenizer
+from cofi_deploy.serve.bench import bench, usable_runtimes
+from cofi_deploy.serve.latency import OperatingPoint
+from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.timed_inputs import batches_for
+
+ROW_KEYS = {
+    "model",
+    "family",
+    "parameters",
+    "realized_sparsity",
+    "runtime",
+    "precision",
+    "device",
+    "threads",
+    "batch_size",
+    "seq_len",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "sequences_per_s",
+}
+
+
+@pytest.fixture(scope="module")
+def encoded(task, pruned):
+    return task.encode("validation", load_tokenizer(pruned.tokenizer))
+
+
+def test_every_subject_runtime_and_shape_has_a_row(subjects, quick, encoded):
+    both = [subjects["dense"], subjects["pruned"]]
+    result = bench(both, quick("torch", "onnxruntime-cpu"), encoded)
+    places = [
+        (row["model"], row["runtime"], row["batch_size"], row["seq_len"]) for row in result.rows
+    ]
+    assert places == [
+        (label, runtime, batch, length)
+        for runtime in ("torch", "onnxruntime-cpu")
+        for batch, length in ((2, 8), (1, "task"))
+        for label in ("dense", "pruned")
+    ]
+    for row in result.rows:
+        assert row.keys() >= ROW_KEYS
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert ("speedup" in row) == (row["model"] == "pruned")
+    assert len(result.samples) == len(result.rows)
+    assert result.skipped == []
+
+
+def test_a_point_with_a_runtime_is_measured_in_that_one_alone(pruned, quick):
+    settings = quick("torch", "onnxruntime-cpu", points=("torch@1x4", "1x8"))
+    rows = bench([pruned], settings).rows
+    assert [(row["runtime"], row["seq_len"]) for row in rows] == [
+        ("torch", 4),
+        ("torch", 8),
+        ("onnxruntime-cpu", 8),
+    ]
+
+
+def test_task_lengths_without_a_task_are_told(pruned, quick):
+    result = bench([pruned], quick("onnxruntime-cpu"))
+    assert [row["seq_len"] for row in result.rows] == [8]
+    assert result.notes[0].startswith("onnxruntime-cpu@1xtask was skipped: there are no texts")
+
+
+def test_what_cannot_be_measured_is_skipped_with_its_reason(pruned):
+    alone = Subject(label="pruned", artifacts={"torch": pruned.artifacts["torch"]})
+    usable, skipped = usable_runtimes([alone], ["torch", "onnxruntime-cpu", "tensorrt", "torch"])
+    assert usable == ["torch"]
+    assert [item["runtime"] for item in skipped] == ["onnxruntime-cpu", "tensorrt"]
+    assert skipped[0]["reason"] == "no artifact of pruned for it; run: cofi-deploy export"
+
+
+def test_an_unknown_runtime_is_refused(pruned, quick):
+    with pytest.raises(UsageError, match="runtime is 'onyx', allowed: torch"):
+        bench([pruned], quick("onyx"))
+
+
+def test_a_sequence_longer_than_the_model_is_refused(pruned, quick):
+    with pytest.raises(RunnerError, match="41 tokens long, allowed: up to 40"):
+        bench([pruned], quick("torch", points=("1x41",)))
+
+
+def test_a_fresh_process_tells_load_first_inference_and_memory(pruned, quick):
+    settings = quick("onnxruntime-cpu", points=("2x8",), fresh_process=True)
+    (row,) = bench([pruned], settings).rows
+    assert row["load_ms"] > 0
+    assert row["first_inference_ms"] > 0
+    assert 10 < row["peak_memory_mib"] < 2000
+
+
+def test_timed_ids_are_those_of_the_task(encoded, limits):
+    point = OperatingPoint(batch_size=3, seq_len=10)
+    (batch,) = batches_for(point, limits, encoded, seed=0)
+    np.testing.assert_array_equal(batch["input_ids"].ravel(), encoded.input_ids[:30])
+    assert batch["attention_mask"].all()
+
+
+def test_more_ids_than_the_split_has_are_repeated(encoded, limits):
+    point = OperatingPoint(batch_size=500, seq_len=40)
+    (batch,) = batches_for(point, limits, encoded, seed=0)
+    assert batch["input_ids"].shape == (500, 40)
+
+
+def test_batches_of_the_task_keep_its_lengths(encoded, limits):
+    point = OperatingPoint(batch_size=2, seq_len="task")
+    batches = batches_for(point, limits, encoded, seed=0)
+    assert len(batches) == 16
+    assert len({batch["input_ids"].shape[1] for batch in batches}) > 1
+    assert all(batch["attention_mask"].any(axis=0).all() for batch in batches)
+
+
+def test_a_batch_larger_than_the_split_is_filled(encoded, limits):
+    point = OperatingPoint(batch_size=len(encoded) + 5, seq_len="task")
+    (batch,) = batches_for(point, limits, encoded, seed=0)
+    assert batch["input_ids"].shape[0] == len(encoded) + 5
+
+
+def test_task_lengths_need_a_split(limits):
+    with pytest.raises(RunnerError, match="1xtask needs the texts of a task, got none"):
+        batches_for(OperatingPoint(batch_size=1, seq_len="task"), limits, None, seed=0)
