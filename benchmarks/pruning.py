@@ -39,7 +39,7 @@ def train(task: str) -> None:
             task,
             model=str(_minilm()),
             data_dir=DATA,
-            recipe="balanced",
+            recipe="fast",
             output=run,
             overrides={"sparsities": list(SPARSITIES)},
         )

@@ -81,7 +81,8 @@ class Arch:
         if not 1 <= self.hidden <= self.dense.hidden:
             yield f"hidden is {self.hidden}, allowed: 1 to {self.dense.hidden}"
         if self.head_size != self.dense.head_size:
-            yield f"head_size is {self.head_size}, but heads of the dense one have {self.dense.head_size}"
+            dense = self.dense.head_size
+            yield f"head_size is {self.head_size}, but heads of the dense one have {dense}"
         for index, layer in enumerate(self.layers):
             if not 0 <= layer.heads <= self.dense.heads:
                 yield f"layer {index} has {layer.heads} heads, allowed: 0 to {self.dense.heads}"

@@ -31,7 +31,9 @@ class Masks:
     @classmethod
     def ones(cls, shape: DenseShape, device: torch.device | str = "cpu") -> Masks:
         """Masks that prune nothing."""
-        return cls(**{name: torch.ones(size, device=device) for name, size in mask_shapes(shape).items()})
+        return cls(
+            **{name: torch.ones(size, device=device) for name, size in mask_shapes(shape).items()}
+        )
 
     def detach(self) -> Masks:
         """The same values, cut off from autograd."""

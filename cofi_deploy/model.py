@@ -45,7 +45,7 @@ MASKED_SCORE = -1e4
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-class CofiConfig(PretrainedConfig):  # type: ignore[misc]
+class CofiConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """Hugging Face configuration that carries an `Arch` as JSON."""
 
     model_type = "cofi"
@@ -124,7 +124,9 @@ class Encoder(nn.Module):
         """Allocate what the architecture keeps; weights are initialised by the model."""
         super().__init__()
         self.embeddings = Embeddings(arch, dropout)
-        self.layers = nn.ModuleList(Layer(arch, index, dropout) for index in range(len(arch.layers)))
+        self.layers = nn.ModuleList(
+            Layer(arch, index, dropout) for index in range(len(arch.layers))
+        )
 
     def forward(
         self,
@@ -136,7 +138,9 @@ class Encoder(nn.Module):
         """Run all layers; with ``masks``, on the sub-network that they leave."""
         kept = None if masks is None else Kept.of(masks)
         x = self.embeddings(input_ids, token_type_ids, kept)
-        bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * MASKED_SCORE  # (batch, 1, 1, sequence)
+        bias = (
+            1.0 - attention_mask[:, None, None, :].to(x.dtype)
+        ) * MASKED_SCORE  # (batch, 1, 1, sequence)
         states = [x]
         for layer in self.layers:
             x = layer(x, bias, kept)
@@ -238,7 +242,7 @@ class Attention(nn.Module):
         key = F.linear(x, weights.key, weights.key_bias).view(shape).transpose(1, 2)
         value = F.linear(x, weights.value, weights.value_bias).view(shape).transpose(1, 2)
         scores = query @ key.transpose(-1, -2) + bias  # (batch, heads, sequence, sequence)
-        context = self.dropout(scores.softmax(dim=-1)) @ value
+        context: Tensor = self.dropout(scores.softmax(dim=-1)) @ value
         return context.transpose(1, 2).reshape(batch, length, heads * self.head_size)
 
 
@@ -272,13 +276,13 @@ class FeedForward(nn.Module):
         return _layer_norm(out + x, weights.norm, self.norm.eps)
 
 
-class CofiPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class CofiPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Shared by all heads: the encoder, initialisation and defaults of optional inputs."""
 
     config_class = CofiConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
-    _no_split_modules = ("Layer",)
+    _no_split_modules = ["Layer"]  # noqa: RUF012 - declared as a list by the base class
 
     def __init__(self, config: CofiConfig) -> None:
         """Build the encoder of ``config``'s Arch."""
@@ -329,14 +333,14 @@ class CofiPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 module.weight[module.padding_idx].zero_()
 
 
-class CofiModel(CofiPreTrainedModel):
+class CofiModel(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
     """The bare encoder, for embeddings; pooled output where the Arch has a pooler."""
 
     def __init__(self, config: CofiConfig) -> None:
         """Encoder, and the pooler if there is one."""
         super().__init__(config)
         self.pooler = _pooler(self.arch)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -351,18 +355,18 @@ class CofiModel(CofiPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=encoded.last, pooler_output=pooled)
 
 
-class CofiForSequenceClassification(CofiPreTrainedModel):
+class CofiForSequenceClassification(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
     """Classification, or regression with one logit: pooler (tanh), dropout, linear."""
 
     def __init__(self, config: CofiConfig) -> None:
         """Encoder, pooler and classifier; the pooler's output is never pruned."""
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = len(config.id2label or ())
         self.pooler = _pooler(self.arch)
         width = self.arch.hidden if self.arch.pooler is None else self.arch.pooler
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(width, config.num_labels)
-        self.post_init()
+        self.classifier = nn.Linear(width, self.num_labels)
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def head(self, encoded: EncoderOutput) -> dict[str, Tensor]:
         """``logits`` (batch, labels)."""
@@ -388,16 +392,16 @@ class CofiForSequenceClassification(CofiPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-class CofiForTokenClassification(CofiPreTrainedModel):
+class CofiForTokenClassification(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
     """A label for each token: dropout and linear, no pooler."""
 
     def __init__(self, config: CofiConfig) -> None:
         """Encoder and classifier."""
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = len(config.id2label or ())
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(self.arch.hidden, config.num_labels)
-        self.post_init()
+        self.classifier = nn.Linear(self.arch.hidden, self.num_labels)
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def head(self, encoded: EncoderOutput) -> dict[str, Tensor]:
         """``logits`` (batch, sequence, labels)."""
@@ -417,14 +421,14 @@ class CofiForTokenClassification(CofiPreTrainedModel):
         return TokenClassifierOutput(loss=loss, logits=logits)
 
 
-class CofiForQuestionAnswering(CofiPreTrainedModel):
+class CofiForQuestionAnswering(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
     """Start and end of the answer: one linear map to two logits for each token."""
 
     def __init__(self, config: CofiConfig) -> None:
         """Encoder and span classifier."""
         super().__init__(config)
         self.classifier = nn.Linear(self.arch.hidden, 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def head(self, encoded: EncoderOutput) -> dict[str, Tensor]:
         """``start_logits`` and ``end_logits``, (batch, sequence) each."""
@@ -440,7 +444,8 @@ class CofiForQuestionAnswering(CofiPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """Span logits."""
         logits = self.head(self.encode(input_ids, attention_mask, token_type_ids))
-        return QuestionAnsweringModelOutput(**logits)
+        start, end = logits["start_logits"], logits["end_logits"]
+        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 
 MODEL_CLASSES: dict[TaskKind, type[CofiPreTrainedModel]] = {

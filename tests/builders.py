@@ -181,7 +181,9 @@ def any_masks(
 
     def counts(size: int) -> list[int]:
         few = st.sampled_from(sorted({0, 1, size}))
-        return draw(st.lists(few | st.integers(0, size), min_size=shape.layers, max_size=shape.layers))
+        return draw(
+            st.lists(few | st.integers(0, size), min_size=shape.layers, max_size=shape.layers)
+        )
 
     return masks_of(
         shape,

@@ -29,9 +29,7 @@ def arches(draw: st.DrawFn) -> Arch:
         ffn=draw(st.integers(1, 30)),
         head_size=draw(size),
     )
-    layer = st.builds(
-        LayerArch, heads=st.integers(0, shape.heads), ffn=st.integers(0, shape.ffn)
-    )
+    layer = st.builds(LayerArch, heads=st.integers(0, shape.heads), ffn=st.integers(0, shape.ffn))
     layers = draw(st.lists(layer, min_size=shape.layers, max_size=shape.layers))
     return dense_arch(
         shape,
@@ -96,9 +94,10 @@ def test_dense_arch_has_no_sparsity_and_any_cut_ends_being_dense():
 
 def test_flops_are_two_for_each_multiply_add_of_every_matrix_product():
     arch = dense_arch(
-        SMALL, layers=(LayerArch(heads=2, ffn=5), LayerArch(heads=0, ffn=7), LayerArch(heads=1, ffn=0)),
+        SMALL,
+        layers=tuple(LayerArch(heads=heads, ffn=ffn) for heads, ffn in ((2, 5), (0, 7), (1, 0))),
         hidden=11,
-    )  # fmt: skip
+    )
     batch, length, hidden, head = 3, 10, 11, 8
 
     def product(rows: int, inner: int, columns: int) -> int:
@@ -143,7 +142,7 @@ def test_sizes_that_no_cut_can_produce_are_refused(changes: dict[str, Any], word
 
 
 def test_all_impossible_sizes_are_named_at_once():
-    with pytest.raises(CheckpointError, match="hidden is 99.*head_size is 5"):
+    with pytest.raises(CheckpointError, match=r"hidden is 99.*head_size is 5"):
         dense_arch(SMALL, hidden=99, head_size=5)
 
 

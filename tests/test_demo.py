@@ -12,7 +12,10 @@ from cofi_deploy.errors import MissingDependencyError
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     count = demo.TRAIN_ROWS + demo.VALIDATION_ROWS + 50
-    rows = [f'{("negative", "neutral", "positive")[i % 3]},1,"message {i} \u2014 so"' for i in range(count)]
+    rows = [
+        f'{("negative", "neutral", "positive")[i % 3]},1,"message {i} \u2014 so"'
+        for i in range(count)
+    ]
     path = tmp_path / "corpus.csv"
     text = "\r\n".join(["sentiment,confidence,text", *rows, rows[0]])
     path.write_bytes(text.encode("mac-roman"))
@@ -27,7 +30,9 @@ def test_the_demo_data_is_utf8_without_repeats_between_train_and_validation(
     corpus: Path, tmp_path: Path
 ) -> None:
     demo.write_data(corpus, tmp_path / "data")
-    train, validation = (read(tmp_path / "data" / f"{name}.csv") for name in ("train", "validation"))
+    train, validation = (
+        read(tmp_path / "data" / f"{name}.csv") for name in ("train", "validation")
+    )
     assert (len(train), len(validation)) == (demo.TRAIN_ROWS, demo.VALIDATION_ROWS)
     texts = [row["text"] for row in train + validation]
     assert len(set(texts)) == len(texts)

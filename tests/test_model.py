@@ -235,7 +235,7 @@ def test_pretrained_encoders_open_for_every_task(
     assert any(name.startswith("bert.") for name in stored) == (cls is not BertModel)
     model = load_dense(tmp_path, kind, labels=LABELS[kind]).eval()
     check_same_encoder(model, bert)
-    with pytest.raises(CheckpointError, match="has no head for a task.*fine-tune it first"):
+    with pytest.raises(CheckpointError, match=r"has no head for a task.*fine-tune it first"):
         load(tmp_path)
 
 
@@ -266,7 +266,9 @@ def test_sharded_and_half_precision_checkpoints_are_read_as_fp32(tmp_path: Path)
 def test_a_pooler_or_classifier_that_is_missing_starts_fresh_and_is_named():
     bert = random_bert(BertForSequenceClassification, bert_config())
     model = random_model("text-classification", arch_from_config(bert.config.to_dict()))
-    tensors = {name: value for name, value in bert.state_dict().items() if "bert.pooler" not in name}
+    tensors = {
+        name: value for name, value in bert.state_dict().items() if "bert.pooler" not in name
+    }
     tensors["classifier.weight"] = torch.zeros(7, 24)
     found, fresh = ours_from_bert(tensors, model.state_dict(), "text-classification")
     assert sorted(fresh) == ["classifier.weight", "pooler.bias", "pooler.weight"]
@@ -338,7 +340,9 @@ def test_configurations_that_we_do_not_compute_are_refused(changes: dict[str, An
 
 def test_an_unknown_activation_is_refused_with_the_allowed_ones():
     arch = arch_from_config(bert_config(hidden_act="gelu_new").to_dict())
-    with pytest.raises(CheckpointError, match="activation is 'gelu_new', allowed: gelu, relu, silu"):
+    with pytest.raises(
+        CheckpointError, match="activation is 'gelu_new', allowed: gelu, relu, silu"
+    ):
         build(CofiConfig.from_arch(arch, "text-classification"))
 
 

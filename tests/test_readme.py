@@ -17,11 +17,7 @@ from cofi_deploy.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = sorted(
-    {
-        line.split("#")[0].strip()
-        for line in README.splitlines()
-        if line.startswith("cofi-deploy ")
-    }
+    {line.split("#")[0].strip() for line in README.splitlines() if line.startswith("cofi-deploy ")}
 )
 
 
@@ -57,6 +53,8 @@ def test_every_local_link_leads_somewhere(page: str) -> None:
 def test_every_path_that_the_architecture_names_exists() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     for name in re.findall(r"`([a-z_/]+\.py)`", text):
-        assert (ROOT / "cofi_deploy" / name).exists() or (ROOT / name).exists() or list(
-            (ROOT / "cofi_deploy").rglob(name)
+        assert (
+            (ROOT / "cofi_deploy" / name).exists()
+            or (ROOT / name).exists()
+            or list((ROOT / "cofi_deploy").rglob(name))
         ), name

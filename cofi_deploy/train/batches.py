@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Length-bucketed, shuffled batches of a split; batch n is the same whenever it is asked for."""
+    """Length-bucketed, shuffled batches of a split; batch n is the same whenever asked for."""
 
     def __init__(
         self, encoded: EncodedSplit, *, batch_size: int, seed: int, device: torch.device

@@ -42,7 +42,9 @@ def cut(model: CofiPreTrainedModel, masks: Masks) -> CofiPreTrainedModel:
     compact = build(config)
     with torch.no_grad():
         compact.load_state_dict(dict(_cut_tensors(model, Kept.of(masks))), strict=True)
-    return compact.to(masks.hidden.device).train(model.training)
+    compact.to(masks.hidden.device)  # type: ignore[arg-type]
+    compact.train(model.training)
+    return compact
 
 
 def _cut_tensors(model: CofiPreTrainedModel, kept: Kept) -> Iterator[tuple[str, Tensor]]:
@@ -54,8 +56,10 @@ def _cut_tensors(model: CofiPreTrainedModel, kept: Kept) -> Iterator[tuple[str, 
     yield from _norm_tensors("encoder.embeddings.norm", norm)
     for index, layer in enumerate(model.encoder.layers):
         prefix = f"encoder.layers.{index}"
-        yield from _attention_tensors(f"{prefix}.attention", layer.attention, kept)
-        yield from _ffn_tensors(f"{prefix}.ffn", layer.ffn, kept)
+        if isinstance(layer.attention, Attention):
+            yield from _attention_tensors(f"{prefix}.attention", layer.attention, kept)
+        if isinstance(layer.ffn, FeedForward):
+            yield from _ffn_tensors(f"{prefix}.ffn", layer.ffn, kept)
     yield from _head_tensors(model, kept)
 
 
@@ -91,7 +95,9 @@ def _norm_tensors(prefix: str, norm: NormWeights) -> Iterator[tuple[str, Tensor]
 
 def _head_tensors(model: CofiPreTrainedModel, kept: Kept) -> Iterator[tuple[str, Tensor]]:
     """Maps that read the residual stream lose columns; the classifier behind a pooler does not."""
-    readers = {"pooler.weight"} if model.arch.pooler is not None and hasattr(model, "pooler") else set()
+    readers = (
+        {"pooler.weight"} if model.arch.pooler is not None and hasattr(model, "pooler") else set()
+    )
     if not readers:
         readers = {"classifier.weight"}
     for name, tensor in model.state_dict().items():

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cofi_deploy.folding import Kept, slice_columns
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
+from cofi_deploy.model import MASKED_SCORE
 
 LayerMatching = Literal["free", "monotonic", "fixed"]
 
@@ -83,7 +84,9 @@ def prediction_loss(
         return _divergence(student["logits"][valid], teacher["logits"][valid], temperature)
     if kind == "question-answering":
         losses = [
-            _divergence(_mask(student[name], valid), _mask(teacher[name], valid), temperature)
+            _divergence(
+                mask_padding(student[name], valid), mask_padding(teacher[name], valid), temperature
+            )
             for name in ("start_logits", "end_logits")
         ]
         return torch.stack(losses).mean()
@@ -122,7 +125,9 @@ def layer_loss(
     return loss, [candidates[index] for index in chosen]
 
 
-def match_layers(costs: Float[Tensor, "teacher_layers candidates"], matching: LayerMatching) -> list[int]:
+def match_layers(
+    costs: Float[Tensor, "teacher_layers candidates"], matching: LayerMatching
+) -> list[int]:
     """Candidate for each teacher layer.
 
     "free": the cheapest. "monotonic": from the top down, the cheapest strictly below the previous
@@ -146,17 +151,22 @@ def pairwise_mse(
     a: Float[Tensor, "rows tokens hidden"], b: Float[Tensor, "columns tokens hidden"]
 ) -> Float[Tensor, "rows columns"]:
     """Mean squared error of every pair, through one matrix product instead of rows * columns."""
-    left, right = a.flatten(1).float(), b.flatten(1).float()
-    products = left @ right.T
-    squares = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]
-    return (squares - 2.0 * products) / left.shape[1]
+    # The difference of large, nearly equal numbers: half precision would leave only noise.
+    with torch.autocast(a.device.type, enabled=False):
+        left, right = a.flatten(1).float(), b.flatten(1).float()
+        products = left @ right.T
+        squares = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]
+        return (squares - 2.0 * products) / left.shape[1]
+
+
+def mask_padding(
+    logits: Float[Tensor, "batch sequence"], valid: Bool[Tensor, "batch sequence"]
+) -> Float[Tensor, "batch sequence"]:
+    """Logits that a softmax over the sequence makes exactly 0 at padding."""
+    return logits.masked_fill(~valid, MASKED_SCORE)
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     q = F.softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
-
-
-def _mask(logits: Tensor, valid: Tensor) -> Tensor:
-    return logits.masked_fill(~valid, -1e4)

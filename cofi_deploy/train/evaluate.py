@@ -18,7 +18,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics as fractions, and the primary one again as ``metric``."""
     was_training = model.training
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     device = next(model.parameters()).device
 
     def infer(inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

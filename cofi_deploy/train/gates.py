@@ -57,7 +57,9 @@ class HardConcreteGates(nn.Module):
         super().__init__()
         unknown = [name for name in families if name not in FAMILIES]
         if unknown:
-            raise ConfigError(f"unknown mask family {unknown[0]!r}; {did_you_mean(unknown[0], FAMILIES)}")
+            raise ConfigError(
+                f"unknown mask family {unknown[0]!r}; {did_you_mean(unknown[0], FAMILIES)}"
+            )
         if not families:
             raise ConfigError(f"no mask family to prune; allowed: {', '.join(FAMILIES)}")
         self.shape = shape
@@ -74,7 +76,9 @@ class HardConcreteGates(nn.Module):
 
     def sample(self, generator: torch.Generator | None = None) -> Masks:
         """One draw for the whole batch; gradients reach ``log_alpha`` where 0 < gate < 1."""
-        return self._masks({name: _sample(self.log_alpha[name], generator) for name in self.families})
+        return self._masks(
+            {name: _sample(self.log_alpha[name], generator) for name in self.families}
+        )
 
     def keep_prob(self) -> Masks:
         """P(gate > 0) of every unit, in the form of masks; differentiable."""
@@ -92,7 +96,9 @@ class HardConcreteGates(nn.Module):
                 it up to keep more and down to keep less.
         """
         with torch.no_grad():
-            return self._masks({name: _fixed(name, self.log_alpha[name], shift) for name in self.families})
+            return self._masks(
+                {name: _fixed(name, self.log_alpha[name], shift) for name in self.families}
+            )
 
     def clamp(self) -> None:
         """Keep ``log_alpha`` within ln 0.01 and ln 100; called after every optimizer step."""
@@ -119,7 +125,9 @@ def _sample(log_alpha: Tensor, generator: torch.Generator | None) -> Tensor:
     uniform = torch.rand(log_alpha.shape, generator=generator, device=log_alpha.device)
     uniform = uniform * (1.0 - 2.0 * EPSILON) + EPSILON
     noise = uniform.log() - (-uniform).log1p()
-    stretched = torch.sigmoid((noise + log_alpha) / TEMPERATURE) * (LIMIT_HIGH - LIMIT_LOW) + LIMIT_LOW
+    stretched = (
+        torch.sigmoid((noise + log_alpha) / TEMPERATURE) * (LIMIT_HIGH - LIMIT_LOW) + LIMIT_LOW
+    )
     return stretched.clamp(0.0, 1.0)
 
 

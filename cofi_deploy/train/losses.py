@@ -14,7 +14,13 @@ from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel, EncoderOutput
 from cofi_deploy.train.batches import Batch
-from cofi_deploy.train.distill import LayerMatching, LayerProjection, layer_loss, prediction_loss
+from cofi_deploy.train.distill import (
+    LayerMatching,
+    LayerProjection,
+    layer_loss,
+    mask_padding,
+    prediction_loss,
+)
 from cofi_deploy.train.teacher import TeacherAnswers
 
 
@@ -55,7 +61,7 @@ class Distillation:
             + self.layer_weight * losses["loss_layer"]
         )
         if self.label_weight > 0:
-            losses["loss_label"] = label_loss(outputs, batch.targets, self.kind)
+            losses["loss_label"] = label_loss(outputs, batch.targets, self.kind, valid=batch.valid)
             losses["loss"] = losses["loss"] + self.label_weight * losses["loss_label"]
         return losses, matched
 
@@ -80,16 +86,35 @@ class Distillation:
         )
 
 
-def label_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], kind: TaskKind) -> Tensor:
-    """Loss against the true labels: what the teacher is fine-tuned with."""
+def label_loss(
+    outputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    kind: TaskKind,
+    *,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Loss against the true labels: what the teacher is fine-tuned with.
+
+    Args:
+        outputs: Of the model.
+        targets: Of the batch.
+        kind: Of the task.
+        valid: Bool (batch, sequence), False at padding; None means that there is none. Only
+            question answering needs it, whose softmax runs over the sequence.
+    """
     if kind == "text-regression":
         return F.mse_loss(outputs["logits"].squeeze(-1).float(), targets["labels"].float())
     if kind == "question-answering":
-        start = F.cross_entropy(outputs["start_logits"].float(), targets["start_positions"])
-        end = F.cross_entropy(outputs["end_logits"].float(), targets["end_positions"])
+        start = _span_loss(outputs["start_logits"], targets["start_positions"], valid)
+        end = _span_loss(outputs["end_logits"], targets["end_positions"], valid)
         return (start + end) / 2.0
     logits = outputs["logits"].float()
     return F.cross_entropy(logits.flatten(0, -2), targets["labels"].flatten())
+
+
+def _span_loss(logits: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+    masked = logits.float() if valid is None else mask_padding(logits.float(), valid)
+    return F.cross_entropy(masked, positions)
 
 
 def living_layers(student: CofiPreTrainedModel, kept: Kept | None) -> list[bool]:

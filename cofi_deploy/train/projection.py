@@ -102,7 +102,11 @@ def _grow_ffn(
     if revive:
         dead = [_ordered_in(gates, layer) for layer in _by_switch(gates) if not living[layer]]
         order = torch.cat([order, *dead])
-    soft = {name: _soft(gates.log_alpha[name]) for name in ("ffn", "ffn_block") if name in gates.log_alpha}
+    soft = {
+        name: _soft(gates.log_alpha[name])
+        for name in ("ffn", "ffn_block")
+        if name in gates.log_alpha
+    }
 
     def with_(count: int) -> Masks:
         ffn = units.clone()

@@ -19,7 +19,6 @@ from cofi_deploy.errors import BudgetError
 from cofi_deploy.masks import Masks
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates, keep_prob
 
-
 # The Lagrangian has to be able to overshoot a little, so the very end of the range is refused.
 _MARGIN = 0.002
 
@@ -37,7 +36,9 @@ def expected_parameters(probabilities: Masks, shape: DenseShape) -> Float[Tensor
     hidden = probabilities.hidden.sum()
     width = (probabilities.attn_block * probabilities.heads.sum(-1)).sum() * shape.head_size
     units = (probabilities.ffn_block * probabilities.ffn.sum(-1)).sum()
-    attention = (4 * hidden + 3) * width + hidden * _alive(probabilities.heads, probabilities.attn_block)
+    attention = (4 * hidden + 3) * width + hidden * _alive(
+        probabilities.heads, probabilities.attn_block
+    )
     ffn = (2 * hidden + 1) * units + hidden * _alive(probabilities.ffn, probabilities.ffn_block)
     return attention + ffn
 
@@ -77,4 +78,3 @@ def _alive(units: Tensor, block: Tensor) -> Tensor:
     """Expected number of sublayers with at least one unit: block * (1 - prod(1 - unit))."""
     none_left = (1.0 - units).prod(dim=-1)  # (layers,)
     return (block * (1.0 - none_left)).sum()
-

@@ -46,7 +46,7 @@ class LiveTeacher:
 
     def __init__(self, model: CofiPreTrainedModel, layers: Sequence[int]) -> None:
         """``layers`` are 1-based numbers of layers whose output is wanted."""
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.layers = tuple(layers)
 
     def answers(self, batch: Batch) -> TeacherAnswers:
@@ -67,8 +67,7 @@ class CachedTeacher:
         self._per_token: bool = described["per_token"]
         self._states = np.load(directory / "states.npy", mmap_mode="r")
         self._outputs = {
-            name: np.load(directory / f"{name}.npy", mmap_mode="r")
-            for name in described["outputs"]
+            name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in described["outputs"]
         }
         self._offsets = encoded.offsets
         self._device = device
@@ -77,7 +76,9 @@ class CachedTeacher:
         """Gather the batch's rows; per-token outputs are padded with zeros."""
         tokens = _token_rows(self._offsets, batch.rows)
         states = torch.from_numpy(self._states[tokens]).to(self._device, torch.float32)
-        outputs = {name: self._output(values, tokens, batch) for name, values in self._outputs.items()}
+        outputs = {
+            name: self._output(values, tokens, batch) for name, values in self._outputs.items()
+        }
         return TeacherAnswers(outputs, states.transpose(0, 1))
 
     def _output(
@@ -117,7 +118,7 @@ def build_cache(
         shutil.rmtree(directory)
     tokens, hidden = int(encoded.offsets[-1]), teacher.model.arch.hidden
     with atomic_directory(directory) as temporary:
-        states = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        states = np.lib.format.open_memmap(
             temporary / "states.npy", "w+", np.float16, (tokens, len(teacher.layers), hidden)
         )
         outputs: dict[str, npt.NDArray[np.float32]] = {}

@@ -155,7 +155,12 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
     """Build a pipeline in a directory; settings are changes of `FEW_STEPS`."""
 
     def make(
-        directory: Path, task: str = "sst2", *, teacher: Path | None = None, **settings: Any
+        directory: Path,
+        task: str = "sst2",
+        *,
+        teacher: Path | None = None,
+        checkpoint_interval_s: float = 120.0,
+        **settings: Any,
     ) -> Pipeline:
         resolved = TrainSettings(**{**FEW_STEPS, **settings})
         if not (directory / "run.json").exists():
@@ -167,6 +172,7 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
             teacher=teacher,
             tokenizer=load_tokenizer(tiny_bert),
             settings=resolved,
+            checkpoint_interval_s=checkpoint_interval_s,
         )
 
     return make

@@ -111,11 +111,9 @@ def test_states_of_every_layer_are_those_of_the_oracle(masks: Masks, seed: int):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
-@pytest.mark.parametrize("heads, head_size", [(1, 12), (4, 6), (6, 2)])
+@pytest.mark.parametrize(("heads", "head_size"), [(1, 12), (4, 6), (6, 2)])
 def test_other_shapes_and_activations_agree(activation: str, heads: int, head_size: int):
-    shape = DenseShape(
-        layers=2, hidden=heads * head_size, heads=heads, ffn=9, head_size=head_size
-    )
+    shape = DenseShape(layers=2, hidden=heads * head_size, heads=heads, ffn=9, head_size=head_size)
     arch = dense_arch(shape, activation=activation, layer_norm_eps=1e-5)
     masks = as_double(masks_of(shape, hidden=7, heads=[1, heads], ffn=[9, 4], seed=heads))
     with float64_modules(), torch.no_grad():
@@ -293,15 +291,15 @@ def dead_entries(masks: Masks, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name.startswith("encoder.layers."):
             _, _, layer, part, *leaf = name.split(".")
             gone = _dead_in_sublayer(gone, part, leaf, int(layer), masks)
-        elif name == "pooler.weight" or (name == "classifier.weight" and "pooler.weight" not in tensors):
+        elif name == "pooler.weight" or (
+            name == "classifier.weight" and "pooler.weight" not in tensors
+        ):
             gone[:, hidden] = True
         dead[name] = gone
     return dead
 
 
-def _dead_in_sublayer(
-    gone: Tensor, part: str, leaf: list[str], layer: int, masks: Masks
-) -> Tensor:
+def _dead_in_sublayer(gone: Tensor, part: str, leaf: list[str], layer: int, masks: Masks) -> Tensor:
     hidden = masks.hidden == 0
     if part == "attention":
         units = (masks.heads[layer] * masks.attn_block[layer] == 0).repeat_interleave(

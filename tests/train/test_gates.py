@@ -243,9 +243,8 @@ def test_keep_probabilities_are_differentiable_masks():
     gates = spread_gates(1, 1.0)
     probabilities = gates.keep_prob()
     for name in FAMILIES:
-        torch.testing.assert_close(
-            getattr(probabilities, name), torch.sigmoid(gates.log_alpha[name] + 1.59861), atol=1e-5, rtol=0
-        )  # fmt: skip
+        expected = torch.sigmoid(gates.log_alpha[name] + 1.59861)
+        torch.testing.assert_close(getattr(probabilities, name), expected, atol=1e-5, rtol=0)
     probabilities.ffn.sum().backward()
     p = probabilities.ffn.detach()
     torch.testing.assert_close(gates.log_alpha["ffn"].grad, p * (1 - p))

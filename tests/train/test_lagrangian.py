@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -65,7 +67,7 @@ def test_schedules_run_from_start_to_target_and_stay(start: float, target: float
         ]
         assert values[0] == pytest.approx(start, abs=1e-12)
         assert values[warmup:] == pytest.approx([target] * (warmup + 1), abs=1e-12)
-        steps = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
+        steps = [later - earlier for earlier, later in itertools.pairwise(values)]
         assert all(step * (target - start) >= -1e-12 for step in steps)
 
 

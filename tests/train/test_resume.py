@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.train.checkpoint import read_state
+from cofi_deploy.train.progress import RunProgress
 
 MODELS = ("teacher", "models/0.5", "model")
 WAIT_S = 120.0
+NEVER_S = 1e9
 
 # The process that is killed. It stops behind every optimizer step until it is told to go on, so
 # that a signal can be sent in a chosen place rather than after a chosen time.
@@ -117,25 +119,56 @@ def deterministic(lines: list[dict]) -> list[dict]:
     return sorted(lines, key=lambda line: (line["stage"], line["step"], line.get("split", "")))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("interval_s", [0.0, 1e9], ids=["checkpoint each step", "no checkpoint"])
-@pytest.mark.parametrize(
-    ("stage", "step"),
-    [
-        ("teacher", 7),
-        ("teacher-cache", 64),
-        ("distill", 2),
-        ("prune-0.5", 5),
-        ("prune-0.8", 1),
-        ("prune-0.8", 6),
-        ("finetune-0.5", 3),
-        ("finetune-0.8", 5),
-    ],
-)
-def test_a_run_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(
-    finished_run, start, train_run, tmp_path, stage, step, interval_s
+@dataclass(frozen=True)
+class Kill:
+    """Where a run is killed; it writes a checkpoint behind every step, or never."""
+
+    stage: str
+    step: int
+    checkpoints: bool
+
+    @property
+    def interval_s(self) -> float:
+        return 0.0 if self.checkpoints else NEVER_S
+
+
+KILLS = [
+    Kill("teacher", 7, checkpoints=True),
+    Kill("teacher", 7, checkpoints=False),
+    Kill("teacher-cache", 64, checkpoints=True),
+    Kill("distill", 2, checkpoints=True),
+    Kill("prune-0.5", 5, checkpoints=False),
+    Kill("prune-0.8", 1, checkpoints=False),
+    Kill("prune-0.8", 6, checkpoints=True),
+    Kill("finetune-0.8", 5, checkpoints=True),
+]
+
+
+@pytest.mark.parametrize("kill", [KILLS[0], KILLS[5], KILLS[6]], ids=str)
+def test_a_run_that_stops_anywhere_ends_bit_for_bit_as_if_it_had_not(
+    finished_run, train_run, tmp_path, monkeypatch, kill
 ):
-    assert start(tmp_path, stage, step, interval_s=interval_s).send(signal.SIGKILL) == -9
+    advance = RunProgress.advance
+
+    def dying(self, step, values, **options):
+        advance(self, step, values, **options)
+        if values and self._stage == kill.stage and step == kill.step + 1:
+            raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunProgress, "advance", dying)
+        with pytest.raises(SystemExit):
+            train_run(tmp_path, checkpoint_interval_s=kill.interval_s)
+    assert_same_models(train_run(tmp_path).directory, finished_run.directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_a_run_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(
+    finished_run, start, train_run, tmp_path, kill
+):
+    process = start(tmp_path, kill.stage, kill.step, interval_s=kill.interval_s)
+    assert process.send(signal.SIGKILL) == -signal.SIGKILL
     resumed = train_run(tmp_path)
     assert_same_models(resumed.directory, finished_run.directory)
     assert resumed.report == finished_run.report
@@ -155,7 +188,7 @@ def test_a_run_killed_again_and_again_ends_the_same(finished_run, start, train_r
 def test_a_polite_signal_writes_a_checkpoint_and_stops(
     finished_run, start, train_run, tmp_path, number
 ):
-    assert start(tmp_path, "prune-0.5", 5, interval_s=1e9).send(number) == 130
+    assert start(tmp_path, "prune-0.5", 5, interval_s=NEVER_S).send(number) == 130
     state = read_state(tmp_path / "checkpoint")
     assert state is not None
     assert (state["stage"], state["step"]) == ("prune-0.5", 5)
@@ -164,7 +197,7 @@ def test_a_polite_signal_writes_a_checkpoint_and_stops(
 
 @pytest.mark.slow
 def test_a_signal_while_the_cache_is_built_stops_the_run(start, train_run, finished_run, tmp_path):
-    assert start(tmp_path, "teacher-cache", 64, interval_s=1e9).send(signal.SIGTERM) == 130
+    assert start(tmp_path, "teacher-cache", 64, interval_s=NEVER_S).send(signal.SIGTERM) == 130
     assert not (tmp_path / "cache").exists()
     assert_same_models(train_run(tmp_path).directory, finished_run.directory)
 

@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cofi_deploy.arch import DenseShape
 from cofi_deploy.errors import BudgetError
@@ -23,7 +22,15 @@ from cofi_deploy.train.sparsity import (
     expected_sparsity,
     reachable_sparsity,
 )
-from tests.builders import BERT_BASE, SMALL, any_masks, as_double, dense_arch, masks_of, random_model
+from tests.builders import (
+    BERT_BASE,
+    SMALL,
+    any_masks,
+    as_double,
+    dense_arch,
+    masks_of,
+    random_model,
+)
 
 MODEL = random_model("text-classification")
 
@@ -150,9 +157,13 @@ def test_first_expected_sparsity_of_bert_base_is_that_of_the_paper():
     # cofi-spec 1.3: 0.117 with FFN units at 0 and the rest at 10; ours counts biases as well.
     init = {**dict.fromkeys(FAMILIES, 10.0), "ffn": 0.0}
     gates = HardConcreteGates(BERT_BASE, init=init)
-    assert float(expected_sparsity(gates.keep_prob(), BERT_BASE).detach()) == pytest.approx(0.112, abs=0.001)  # fmt: skip
+    assert expected(gates) == pytest.approx(0.112, abs=0.001)
     gates.clamp()
-    assert float(expected_sparsity(gates.keep_prob(), BERT_BASE).detach()) == pytest.approx(0.117, abs=0.001)  # fmt: skip
+    assert expected(gates) == pytest.approx(0.117, abs=0.001)
+
+
+def expected(gates: HardConcreteGates) -> float:
+    return float(expected_sparsity(gates.keep_prob(), gates.shape).detach())
 
 
 @pytest.mark.parametrize(
