@@ -48,35 +48,57 @@ def train(task: str) -> None:
 
 
 def measure(task: str) -> None:
-    """Accuracy and latency of every member, in every CPU runtime, into one result file."""
+    """Accuracy of every member in every CPU runtime, and all latencies side by side."""
     run = RUNS / task
     document = read_json(run / "run.json")
-    rows: list[dict[str, Any]] = []
-    structures: dict[str, Any] = {}
-    for entry in document["result"]["models"]:
-        verified = api.verify(
-            [run / entry["directory"]],
-            points=POINTS,
-            output=RUNS / f"{task}-{entry['target_sparsity']:g}",
-            exports_root=RUNS / "exports",
-            max_seconds=6.0,
-        ).document
-        name = f"{task}-s{100 * entry['target_sparsity']:g}"
-        names = {"dense": f"{task}-dense", "pruned": name}
-        keep_dense_accuracy = not rows
-        for row in verified["rows"]:
-            if row["model"] == "dense" and "metric" in row and not keep_dense_accuracy:
-                continue  # the same dense model, scored again
-            rows.append({**row, "model": names[row["model"]], "wall_s": document["wall_s"]})
-        structures |= {names[key]: value for key, value in verified["structures"].items()}
-    results = result_document(rows, command=["python", "benchmarks/pruning.py", "measure", task])
+    members = {
+        f"{task}-s{100 * entry['target_sparsity']:g}": run / entry["directory"]
+        for entry in document["result"]["models"]
+    }
+    rows, structures = _accuracy(task, members)
+    timed = api.bench(
+        [run / "teacher", *members.values()],
+        points=POINTS,
+        min_repeats=15,
+        max_seconds=6.0,
+        exports_root=RUNS / "exports",
+    )
+    labels = [f"{task}-dense", *members]
+    order = list(dict.fromkeys(row["model"] for row in timed.rows))
+    names = dict(zip(order, labels, strict=True))
+    rows += [{**row, "task": task, "model": names[row["model"]]} for row in timed.rows]
+    results = result_document(
+        [{**row, "wall_s": document["wall_s"]} for row in rows],
+        command=["python", "benchmarks/pruning.py", "measure", task],
+    )
     results |= {
+        "notes": timed.notes,
         "structures": structures,
         "stages": document["stages"],
         "settings": document["settings"],
         "training_precision": document["precision"],
     }
     write_json(ROOT / "results" / f"pruning-{task}.json", results)
+
+
+def _accuracy(task: str, members: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and structures of the dense model, once, and of every member."""
+    rows: list[dict[str, Any]] = []
+    structures: dict[str, Any] = {}
+    for name, member in members.items():
+        verified = api.verify(
+            [member], points=(), output=RUNS / "verified" / name, exports_root=RUNS / "exports"
+        ).document
+        names = {"dense": f"{task}-dense", "pruned": name}
+        scored = [row for row in verified["rows"] if "metric" in row]
+        known = {row["model"] for row in rows}
+        rows += [
+            {**row, "model": names[row["model"]]}
+            for row in scored
+            if names[row["model"]] not in known
+        ]
+        structures |= {names[key]: value for key, value in verified["structures"].items()}
+    return rows, structures
 
 
 def _minilm() -> Path:

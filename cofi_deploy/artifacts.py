@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -91,6 +92,24 @@ def sweep_leftovers(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Keep a second process out of ``directory``; the lock dies with the process that holds it.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    with (directory / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is working in {str(directory)!r}; wait for it, or choose "
+                "another --output"
+            ) from error
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -288,6 +288,14 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 @click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
 @click.option("--limit", type=int, help="Score only so many examples.")
 @click.option(
+    "--repeats",
+    "min_repeats",
+    type=click.IntRange(2),
+    default=30,
+    show_default=True,
+    help="Rounds at the least, for each operating point.",
+)
+@click.option(
     "--max-seconds",
     type=float,
     default=10.0,
@@ -335,6 +343,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
         require=flags["require"],
         threads=flags["threads"],
         limit=flags["limit"],
+        min_repeats=flags["min_repeats"],
         max_seconds=flags["max_seconds"],
         output=flags["output"],
         **targets,
@@ -361,6 +370,14 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
 )
 @click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
 @click.option(
+    "--repeats",
+    "min_repeats",
+    type=click.IntRange(2),
+    default=30,
+    show_default=True,
+    help="Rounds at the least, for each operating point.",
+)
+@click.option(
     "--max-seconds",
     type=float,
     default=10.0,
@@ -384,6 +401,7 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
         runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,
         points=flags["points"] or ("1x128", "32x128"),
         threads=flags["threads"],
+        min_repeats=flags["min_repeats"],
         max_seconds=flags["max_seconds"],
     )
     summary.print_latency(result)

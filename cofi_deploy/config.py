@@ -19,6 +19,7 @@ from cofi_deploy.errors import ConfigError, did_you_mean
 from cofi_deploy.masks import FAMILIES
 
 RECIPES = ("paper", "balanced", "fast", "smoke")
+VERIFY_TARGETS = ("max_drop", "min_speedup")
 SMALL_TASK_ROWS = 10_000  # below it a recipe's [small] table applies
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -74,6 +75,7 @@ class TrainSettings:
     )
     seed: int = _setting(42, "of data order, dropout, gates and fresh weights")
     train_limit: int = _setting(0, "use only so many training examples; 0: all")
+    validation_limit: int = _setting(0, "score only so many examples at the end; 0: all")
 
     def __post_init__(self) -> None:
         """Check ranges and combinations.
@@ -126,6 +128,28 @@ def resolve_settings(
     return settings
 
 
+def verify_targets(path: Path) -> dict[str, float]:
+    """The ``[verify]`` table of a TOML file: what `verify` demands.
+
+    Raises:
+        ConfigError: Unreadable, or a key that is not a target.
+    """
+    table = _parse_toml(path).get("verify", {})
+    problems = [
+        f"unknown key {key!r} in [verify], {did_you_mean(key, VERIFY_TARGETS)}"
+        for key in table
+        if key not in VERIFY_TARGETS
+    ]
+    problems += [
+        f"[verify] {key} is {value!r}, expected a number"
+        for key, value in table.items()
+        if isinstance(value, bool) or not isinstance(value, int | float)
+    ]
+    if problems:
+        raise ConfigError(f"{str(path)!r}: " + "; ".join(problems))
+    return {key: float(value) for key, value in table.items()}
+
+
 def load_recipe(name: str) -> dict[str, Any]:
     """A built-in recipe as parsed TOML.
 
@@ -138,11 +162,15 @@ def load_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
+def _parse_toml(path: Path) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read settings from {str(path)!r}: {error}") from error
+
+
+def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
+    document = _parse_toml(path)
     table = document.get("train")
     if not isinstance(table, dict):
         return document
@@ -247,6 +275,7 @@ _NOT_NEGATIVE = (
     "label_weight",
     "cache_gib",
     "train_limit",
+    "validation_limit",
 )
 _FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
 _MAX_SEED = 2**32 - 1  # numpy's

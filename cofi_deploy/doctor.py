@@ -11,10 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ from rich.text import Text
 
 from cofi_deploy.artifacts import SCHEMA_VERSION
 from cofi_deploy.doctor_probes import Finding, runtime_findings, version_of
+from cofi_deploy.hub import hub_endpoint, why_unreachable
 from cofi_deploy.results import machine, versions
 
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
-HUB_TIMEOUT_S = 4.0
 COMMAND_TIMEOUT_S = 10.0
 TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
 
@@ -62,22 +60,23 @@ _GIB = 2**30
 
 
 def examine() -> dict[str, Any]:
-    """Look at this machine; takes seconds, at most `HUB_TIMEOUT_S` of them for the network.
+    """Look at this machine; takes seconds, a few of them for the network.
 
     Returns:
         A JSON-able object: ``ready`` (training, ONNX export and CPU verification work here),
         ``machine``, ``versions``, and ``findings``, each one a `Finding` as a mapping.
     """
-    gpus = _gpus()
-    hub = _in_background(_hub)
-    findings = [
-        _python(),
-        _core(),
-        *runtime_findings(has_gpu=bool(gpus)),
-        *_servers(),
-        _gpu_finding(gpus),
-        hub(),
-    ]
+    with ThreadPoolExecutor(max_workers=1) as background:
+        hub = background.submit(why_unreachable)  # its seconds pass while the rest is probed
+        gpus = _gpus()
+        findings = [
+            _python(),
+            _core(),
+            *runtime_findings(has_gpu=bool(gpus)),
+            *_servers(),
+            _gpu_finding(gpus),
+            _hub(hub.result()),
+        ]
     required = {"python", "packages", "torch", "onnxruntime-cpu"}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -188,39 +187,11 @@ def _gpu_finding(gpus: list[str]) -> Finding:
     return Finding(name="gpu", state="missing", detail=f"{reason}; everything else works on CPU")
 
 
-def _hub() -> Finding:
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
-        return Finding(name="hub", state="missing", detail="switched off by HF_HUB_OFFLINE")
-    try:
-        with urllib.request.urlopen(url, timeout=HUB_TIMEOUT_S):
-            return Finding(name="hub", state="ready", detail=url)
-    except urllib.error.HTTPError as error:
-        return Finding(name="hub", state="broken", detail=f"{url} answers {error.code}")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Finding(name="hub", state="missing", detail=_unreachable(f"{url}: {reason}"))
-
-
-def _unreachable(what: str) -> str:
-    return f"{what}; use local files: --model PATH, --data-dir PATH"
-
-
-def _in_background(probe: Callable[[], Finding]) -> Callable[[], Finding]:
-    """Start ``probe`` now; the function returned waits for it, no longer than the time limit.
-
-    A name server that never answers ignores socket timeouts, hence the thread.
-    """
-    answers: list[Finding] = []
-    thread = threading.Thread(target=lambda: answers.append(probe()), daemon=True)
-    thread.start()
-
-    def result() -> Finding:
-        thread.join(HUB_TIMEOUT_S)
-        late = _unreachable(f"no answer within {HUB_TIMEOUT_S:g} s")
-        return answers[0] if answers else Finding(name="hub", state="missing", detail=late)
-
-    return result
+def _hub(reason: str | None) -> Finding:
+    if reason is None:
+        return Finding(name="hub", state="ready", detail=hub_endpoint())
+    ways_on = "use local files: --model PATH, --data-dir PATH"
+    return Finding(name="hub", state="missing", detail=f"{reason}; {ways_on}")
 
 
 def _answer(command: list[str]) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,12 +36,13 @@ from cofi_deploy.families import (
     kind_from_config,
     ours_from_bert,
 )
+from cofi_deploy.hub import why_unreachable
 from cofi_deploy.kinds import TASK_KINDS, TaskKind
 from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
 
 WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
-_HUB_TIMEOUT_S = 3.0
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 # Not covered by checksums: config.json holds them, the model card is written later.
 _UNCHECKED = frozenset({"config.json", "README.md"})
 _REMEDY = "train or copy the model again"
@@ -140,7 +138,7 @@ def save_dense(
         write_tensors(tensors, temporary / WEIGHTS)
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
 
 
 def save_compact(
@@ -153,7 +151,7 @@ def save_compact(
     """Write ``model/``: config with Arch and checksums, weights, tokenizer, model card."""
     with atomic_directory(directory) as temporary:
         write_tensors(model.state_dict(), temporary / WEIGHTS)
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         config = json.loads(model.config.to_json_string(use_diff=True))
         config["weights_sha256"] = sha256_file(temporary / WEIGHTS)
         config["tokenizer_sha256"] = checksums(temporary, exclude=_UNCHECKED | {WEIGHTS})
@@ -176,6 +174,21 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise EnvironmentProblem(
             f"cannot write {str(path)!r}: {error}; free space or choose another --output"
         ) from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the tokenizer's files so that transformers 4.57 opens them, too.
+
+    transformers 5 writes ``TokenizersBackend`` for a tokenizer without a class of its own; 4.57
+    knows the same thing as ``PreTrainedTokenizerFast``, which both read.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
 
 
 def label_names(model: CofiPreTrainedModel) -> tuple[str, ...]:
@@ -225,33 +238,17 @@ def _snapshot(name: str) -> Path:
         raise ArtifactError(
             f"{name!r} is neither a model directory nor a hub id: {error}"
         ) from error
-    if not hub_is_reachable():
+    reason = why_unreachable()
+    if reason is not None:
         raise HubUnreachableError(
-            f"{name!r} is no local directory, not in the hub cache, and the hub is out of reach; "
-            "give --model a local model directory, or fill the cache on a machine with a network"
+            f"{name!r} is no local directory, not in the hub cache, and the hub cannot be reached "
+            f"({reason}); give --model a local model directory, or fill the cache on a machine "
+            "with a network"
         )
     try:
         return fetch(local_files_only=False)
     except (HfHubHTTPError, OSError) as error:
         raise HubUnreachableError(f"the hub does not give {name!r}: {error}") from error
-
-
-def hub_is_reachable() -> bool:
-    """Ask the hub once, three seconds at most; False at once when HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return False
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not endpoint.startswith(("https://", "http://")):
-        return False
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S
-        ):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code < 500  # a proxy that cannot get through answers with a 5xx
-    except (OSError, ValueError):
-        return False
 
 
 def _open_dense(
@@ -299,7 +296,13 @@ def _for_inference(model: CofiPreTrainedModel) -> CofiPreTrainedModel:
 
 
 def _check_tokenizer_files(directory: Path) -> None:
-    """Refuse a tokenizer that was changed, cannot be read, or lies elsewhere."""
+    """Refuse a tokenizer that was changed, cannot be read, or is not there."""
+    # transformers makes an empty tokenizer, to which every word is unknown, out of no files at all.
+    if not any((directory / name).is_file() for name in _VOCABULARIES):
+        raise ArtifactError(
+            f"{str(directory)!r} holds no tokenizer (none of {', '.join(_VOCABULARIES)}); "
+            "copy the files of the model's tokenizer into it"
+        )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (directory / name).is_file():
             read_json(directory / name)

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,7 +221,7 @@ def test_driver_that_sees_no_gpu_is_missing(commands: Callable[[str, str], None]
 def test_hub_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = finding("hub")
-    assert found["detail"] == "switched off by HF_HUB_OFFLINE"
+    assert found["detail"].startswith("HF_HUB_OFFLINE is set; use local files")
 
 
 def test_unreachable_hub_names_the_address_and_the_ways_on(
@@ -234,14 +233,3 @@ def test_unreachable_hub_names_the_address_and_the_ways_on(
     assert found["state"] == "missing"
     assert "http://127.0.0.1:9" in found["detail"]
     assert "--data-dir" in found["detail"]
-
-
-def test_silent_hub_costs_no_more_than_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never() -> Finding:
-        time.sleep(5)
-        return Finding(name="hub", state="ready")
-
-    monkeypatch.setattr(doctor, "_hub", never)
-    monkeypatch.setattr(doctor, "HUB_TIMEOUT_S", 0.1)
-    found = finding("hub")
-    assert (found["state"], found["detail"][:25]) == ("missing", "no answer within 0.1 s; u")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,6 @@ from cofi_deploy.errors import (
     ArtifactError,
     CheckpointError,
     CofiDeployError,
-    ConfigError,
     HubUnreachableError,
 )
 from cofi_deploy.kinds import TASK_KINDS
@@ -190,7 +190,7 @@ def test_a_bare_encoder_is_refused_with_the_way_to_fine_tune_it(tmp_path):
     BertModel(
         BertConfig(hidden_size=24, num_attention_heads=3, num_hidden_layers=1)
     ).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="has no head for a task.*cofi-deploy train --task"):
+    with pytest.raises(CheckpointError, match=r"has no head for a task.*cofi-deploy train --task"):
         load(tmp_path)
 
 
@@ -238,9 +238,8 @@ def test_no_mangled_config_gives_anything_but_an_error_of_ours(saved, data):
     )
     (saved / "config.json").write_text(json.dumps(config))
     try:
-        load(saved)
-    except CofiDeployError as error:
-        assert str(error)
+        with contextlib.suppress(CofiDeployError):
+            load(saved)
     finally:
         (saved / "config.json").write_text(original)
 
@@ -312,12 +311,12 @@ def test_a_broken_tokenizer_is_named(dense, content):
 def test_a_directory_without_a_tokenizer_is_named(dense):
     for path in dense.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises((ArtifactError, ConfigError), match="tokenizer"):
+    with pytest.raises(ArtifactError, match=r"dense' holds no tokenizer \(none of tokenizer.json"):
         load_tokenizer(dense)
 
 
 def test_a_tokenizer_that_wants_to_run_code_is_refused(dense):
-    (dense / "tokenizer.json").unlink()
+    (dense / "tokenizer.json").rename(dense / "vocab.txt")
     edit(
         dense / "tokenizer_config.json",
         tokenizer_class="EvilTokenizer",

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cofi_deploy.api.model_card import model_card
-from cofi_deploy.artifacts import RUNS_ROOT, newest_run, read_json, write_bytes, write_json
+from cofi_deploy.artifacts import (
+    RUNS_ROOT,
+    lock_directory,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import CofiDeployError, HubUnreachableError, UsageError
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
@@ -48,7 +54,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     task: str = "",
     *,
     model: str = DEFAULT_MODEL,
-    teacher: Path | None = None,
+    teacher: Path | str | None = None,
     data_dir: Path | None = None,
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -89,7 +95,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         data=data if data is None or not Path(data).exists() else str(Path(data).resolve()),
         columns=columns,
         max_length=(overrides or {}).get("max_length") or None,
-        seed=(overrides or {}).get("seed") or 42,
+        seed=(overrides or {}).get("seed", TaskArguments.seed),
     )
     loaded, source = _open_sources(arguments, model)
     settings = resolve_settings(
@@ -123,11 +129,6 @@ def task_of_run(run: Path) -> TaskArguments:
     return TaskArguments(**read_json(run / "run.json")["task"])
 
 
-def newest_finished_run() -> Path:
-    """The newest run that is done: what a command without MODEL works on."""
-    return newest_run()
-
-
 def _resume(run: Path) -> Path:
     document = read_json(run / "run.json")
     if document["state"] == "done":
@@ -144,20 +145,15 @@ def _resume(run: Path) -> Path:
             f"the data of {str(run)!r} has changed since the run began (fingerprint "
             f"{document['data_fingerprint'][:12]}); restore it, or start a new run"
         )
-    teacher = document["teacher"]
+    model = str(resolve(document["model"]))
     _update(run, state="running", error=None)
-    return _run(
-        run,
-        loaded,
-        settings,
-        model=str(resolve(document["model"])),
-        teacher=None if teacher is None else Path(teacher),
-    )
+    return _run(run, loaded, settings, model=model, teacher=document["teacher"])
 
 
 def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
     """Task and model directory; without a network both are missing, and both are said at once."""
     missing: list[str] = []
+    source, loaded = "", None
     try:
         source = str(resolve(model))
     except HubUnreachableError as error:
@@ -167,7 +163,7 @@ def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
         loaded.splits["train"]  # reads it
     except HubUnreachableError as error:
         missing.append(str(error))
-    if missing:
+    if loaded is None or missing:
         raise HubUnreachableError("; ".join(missing))
     return loaded, source
 
@@ -179,7 +175,7 @@ def _begin(  # noqa: PLR0913
     settings: TrainSettings,
     *,
     model: str,
-    teacher: Path | None,
+    teacher: Path | str | None,
     recipe: str,
 ) -> None:
     if (run / "run.json").exists():
@@ -188,15 +184,14 @@ def _begin(  # noqa: PLR0913
             "another --output"
         )
     run.mkdir(parents=True, exist_ok=True)
-    local = Path(model)
     write_json(
         run / "run.json",
         {
             "state": "running",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "task": vars(arguments),
-            "model": str(local.resolve()) if local.is_dir() else model,
-            "teacher": None if teacher is None else str(teacher.resolve()),
+            "model": _absolute(model),
+            "teacher": None if teacher is None else _absolute(teacher),
             "recipe": recipe,
             "settings": settings.to_json(),
             "data_fingerprint": task.fingerprint(),
@@ -208,8 +203,21 @@ def _begin(  # noqa: PLR0913
     )
 
 
+def _absolute(model: Path | str) -> str:
+    """A directory by its whole path, so that a resumed run finds it; a hub id as it is."""
+    local = Path(model)
+    return str(local.resolve()) if local.is_dir() else str(model)
+
+
 def _run(
-    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | None
+    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
+) -> Path:
+    with lock_directory(run):
+        return _run_locked(run, task, settings, model=model, teacher=teacher)
+
+
+def _run_locked(
+    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
 ) -> Path:
     began = time.monotonic()
     try:
@@ -217,7 +225,7 @@ def _run(
             run,
             task=task,
             model=model,
-            teacher=teacher,
+            teacher=None if teacher is None else resolve(teacher),
             tokenizer=load_tokenizer(model),
             settings=settings,
         )

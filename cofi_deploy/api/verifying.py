@@ -44,6 +44,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     require: Sequence[str] = (),
     threads: int | None = None,
     limit: int | None = None,
+    min_repeats: int = 30,
     max_seconds: float = 10.0,
     output: Path | None = None,
     exports_root: Path = EXPORTS_ROOT,
@@ -62,7 +63,8 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         require: Runtimes whose absence is an error.
         threads: Of one inference; None means the physical cores.
         limit: Score only so many examples.
-        max_seconds: Of timing for each operating point.
+        min_repeats: Rounds for each operating point, whatever they take.
+        max_seconds: Of timing for each operating point, once there are so many rounds.
         output: Directory of verify.json and report.html; by default the run's, else here.
         exports_root: Where missing exports are written, and present ones are looked for.
         command: What the report says reproduces it; None means this process's command line.
@@ -82,7 +84,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
             runtimes=used,
             points=tuple(OperatingPoint.parse(point) for point in points),
             threads=threads,
-            schedule=Schedule(max_seconds=max_seconds),
+            schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         ),
         targets=Targets(max_drop=max_drop, min_speedup=min_speedup),
         limit=limit,
@@ -98,13 +100,15 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     )
 
 
-def bench(
+def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     models: Sequence[Path | str] = (),
     *,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     points: Sequence[str] = ("1x128", "32x128"),
     threads: int | None = None,
+    min_repeats: int = 30,
     max_seconds: float = 10.0,
+    exports_root: Path = EXPORTS_ROOT,
 ) -> BenchResult:
     """Time any number of models side by side; the first is the baseline of every speedup.
 
@@ -113,15 +117,21 @@ def bench(
         runtimes: Where to measure.
         points: Operating points, `<batch>x<length>`.
         threads: Of one inference; None means the physical cores.
-        max_seconds: Of timing for each operating point.
+        min_repeats: Rounds for each operating point, whatever they take.
+        max_seconds: Of timing for each operating point, once there are so many rounds.
+        exports_root: Where missing exports are written, and present ones are looked for.
     """
-    places = [find_model(model) for model in models] if models else list(_pair((), EXPORTS_ROOT))
+    places = (
+        [find_model(model, exports_root=exports_root) for model in models]
+        if models
+        else list(_pair((), exports_root))
+    )
     subjects = [_subject(place, place.name, runtimes) for place in places]
     settings = BenchSettings(
         runtimes=tuple(runtimes),
         points=tuple(OperatingPoint.parse(point) for point in points),
         threads=threads,
-        schedule=Schedule(max_seconds=max_seconds),
+        schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
     )
     return run_bench(subjects, settings)
 

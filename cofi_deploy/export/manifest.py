@@ -21,7 +21,7 @@ from cofi_deploy.artifacts import checksums, sha256_file, write_json
 from cofi_deploy.exports import MANIFEST, ExportFormat, ExportManifest, ExportParity
 from cofi_deploy.families import config_from_arch
 from cofi_deploy.kinds import TaskKind
-from cofi_deploy.loading import load, load_tokenizer, resolve
+from cofi_deploy.loading import label_names, load, load_tokenizer, resolve, save_tokenizer
 from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.results import git_commit, versions
 
@@ -103,8 +103,7 @@ def write_config_and_tokenizer(source: Source, directory: Path) -> None:
     config["cofi_arch"] = source.arch.to_json()
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
-    source.tokenizer.save_pretrained(directory)
-    _rename_tokenizer_class(directory / "tokenizer_config.json")
+    save_tokenizer(source.tokenizer, directory)
 
 
 def write_manifest(
@@ -136,20 +135,4 @@ def write_manifest(
 
 
 def _labels(model: CofiPreTrainedModel) -> tuple[str, ...]:
-    if model.kind in _UNLABELLED:
-        return ()
-    names = {int(key): name for key, name in (model.config.id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names))
-
-
-def _rename_tokenizer_class(path: Path) -> None:
-    """Give the tokenizer class the name that transformers 4 and 5 and transformers.js know.
-
-    transformers 5 writes ``TokenizersBackend`` for a tokenizer without a class of its own;
-    version 4, which Optimum's ONNX Runtime classes need, then refuses to open it.
-    """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
+    return () if model.kind in _UNLABELLED else label_names(model)

@@ -6,23 +6,17 @@ In: a data set id. Out: its splits, from the hub or from the local cache.
 from __future__ import annotations
 
 import logging
-import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cofi_deploy.errors import DataError, HubUnreachableError
+from cofi_deploy.hub import why_unreachable
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
 logger = logging.getLogger(__name__)
-
-PROBE_TIMEOUT_S = 3.0
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def load_hub_dataset(dataset_id: str, config: str | None, *, way_on: str) -> DatasetDict:
@@ -37,8 +31,7 @@ def load_hub_dataset(dataset_id: str, config: str | None, *, way_on: str) -> Dat
         HubUnreachableError: neither the hub nor the cache supplies it; told within seconds.
         DataError: the hub answers, but has no such data set, or it cannot be read.
     """
-    offline = next((name for name in OFFLINE_VARIABLES if _is_set(name)), None)
-    reason = f"{offline} is set" if offline else _probe()
+    reason = why_unreachable()
     # Takes seconds to import, and only hub data needs it.
     import datasets  # noqa: PLC0415
 
@@ -55,35 +48,6 @@ def load_hub_dataset(dataset_id: str, config: str | None, *, way_on: str) -> Dat
         raise DataError(
             f"the hub data set {dataset_id!r} cannot be used ({error}); check its name, or {way_on}"
         ) from error
-
-
-def hub_endpoint() -> str:
-    """Address of the hub: `HF_ENDPOINT`, or the public one."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _probe() -> str | None:
-    """Why the hub cannot be reached, or None; a slow name server counts as no network."""
-    answer: list[str | None] = []
-    thread = threading.Thread(target=lambda: answer.append(_ask()), daemon=True)
-    thread.start()
-    thread.join(2 * PROBE_TIMEOUT_S)
-    return answer[0] if answer else f"no answer from {hub_endpoint()}"
-
-
-def _ask() -> str | None:
-    request = urllib.request.Request(hub_endpoint(), method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S):
-            return None
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"no answer from {hub_endpoint()}: {getattr(error, 'reason', error)}"
 
 
 @contextmanager

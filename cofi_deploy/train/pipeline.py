@@ -264,7 +264,8 @@ class Pipeline:
     def _final_report(self, progress: RunProgress) -> dict[str, Any]:
         """Score teacher and models on the validation split, which nothing has looked at so far."""
         progress.say("scoring on the validation split")
-        encoded = self.task.encode("validation", self.tokenizer)
+        limit = self.settings.validation_limit or None
+        encoded = self.task.encode("validation", self.tokenizer, limit=limit)
         check_encoded(encoded, self.arch, self.model)
         report: dict[str, Any] = {"metric_name": self.task.metric_name, "examples": len(encoded)}
         report["teacher"] = self._scores(self.run / "teacher", encoded)
