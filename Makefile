@@ -41,10 +41,10 @@ fmt: $(READY) ## format, and repair what ruff can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(READY) ## run the scripts of benchmarks/, which write benchmarks/results/*.json
-	@set -e; for script in benchmarks/[a-z]*.py; do \
-		echo "$$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(READY) ## train and measure what the README shows: hours, on an idle machine
+	$(BIN)/python benchmarks/pruning.py train
+	$(BIN)/python benchmarks/pruning.py measure
+	$(BIN)/python benchmarks/tables.py
 
 # Installed again whenever the requirements change.
 $(READY): pyproject.toml constraints.txt

@@ -91,6 +91,19 @@ class TrainSettings:
         """Plain values, for run.json."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """What `to_json` gave, read back from run.json.
+
+        Raises:
+            ConfigError: Lists every key that is unknown here and every value that does not fit.
+        """
+        problems: list[str] = []
+        converted = _convert(values, problems)
+        if problems:
+            raise ConfigError("; ".join(problems))
+        return cls(**converted)
+
 
 def resolve_settings(
     *,
@@ -135,6 +148,8 @@ def verify_targets(path: Path) -> dict[str, float]:
         ConfigError: Unreadable, or a key that is not a target.
     """
     table = _parse_toml(path).get("verify", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{str(path)!r}: verify is {table!r}, expected a table [verify]")
     problems = [
         f"unknown key {key!r} in [verify], {did_you_mean(key, VERIFY_TARGETS)}"
         for key in table

@@ -23,18 +23,18 @@ from cofi_deploy.artifacts import read_json, size_bytes, write_bytes
 from cofi_deploy.errors import MissingDependencyError
 from cofi_deploy.serve.verify import VerifyResult
 
-TRAIN_ROWS = 6000
-VALIDATION_ROWS = 2000
+TRAIN_ROWS = 3600
+VALIDATION_ROWS = 1500
 RUNTIMES = ("torch", "onnxruntime-cpu", "openvino")
 _SEED = 7
 
-# Chosen so that two slow cores need about seven minutes for training.
+# Chosen so that two slow cores need about six minutes for training.
 _SETTINGS = {
-    "max_length": 64,
-    "teacher_epochs": 2.0,
-    "warmup_epochs": 2.5,
-    "prune_epochs": 1.0,
-    "finetune_epochs": 6.0,
+    "max_length": 48,
+    "teacher_epochs": 1.5,
+    "warmup_epochs": 2.0,
+    "prune_epochs": 0.5,
+    "finetune_epochs": 4.0,
 }
 
 
@@ -58,7 +58,7 @@ def run_demo(output: Path, *, sparsity: float) -> VerifyResult:
     write_data(corpus, data)
     console.print(
         f"{TRAIN_ROWS} messages to learn from, {VALIDATION_ROWS} to report on: {data}\n"
-        "about 10 minutes in all on two cores, 7 of them for the next step",
+        "at most 10 minutes in all on two cores, 6 of them for the next step",
         highlight=False,
     )
     console.rule("2/4  train: teacher, pruning, cut, fine-tuning")

@@ -20,6 +20,7 @@ from cofi_deploy.artifacts import (
     check_inside,
     check_model_directory,
     checksums,
+    lock_directory,
     newest_run,
     read_json,
     sha256_file,
@@ -360,3 +361,25 @@ def test_without_a_finished_run_the_way_to_make_one_is_said(tmp_path):
 def test_a_written_file_is_json_for_everyone(tmp_path):
     write_json(tmp_path / "x.json", {"name": "Käse"})
     assert json.loads((tmp_path / "x.json").read_bytes()) == {"schema_version": 1, "name": "Käse"}
+
+
+def test_a_second_process_is_kept_out_of_a_locked_directory(tmp_path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cofi_deploy.artifacts import lock_directory\n"
+        "from cofi_deploy.errors import UsageError\n"
+        "try:\n"
+        "    with lock_directory(Path(sys.argv[1])):\n"
+        "        print('entered')\n"
+        "except UsageError as error:\n"
+        "    print(error)\n"
+    )
+
+    def enter():
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with lock_directory(tmp_path):
+        assert f"another process is working in {str(tmp_path)!r}" in enter()
+    assert enter() == "entered\n"

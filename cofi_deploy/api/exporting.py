@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from cofi_deploy.export.tensorrt import export_tensorrt
 from cofi_deploy.export.triton import export_triton
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.exports import EXPORT_FORMATS, check_export
+
+logger = logging.getLogger(__name__)
 
 Triple = tuple[int, int, int]
 
@@ -79,13 +82,18 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
 def export_if_stale(place: Place, format: str) -> Path:
     """The export of ``place`` in ``format``: as it is when it fits the weights, else made anew."""
     directory = place.exports / format
-    try:
-        manifest = check_export(directory)
-    except ArtifactError:
-        return export(place.model, format=format)
-    if manifest.source_sha256 != weights_sha256(place.model):
-        return export(place.model, format=format)
+    if not _is_fresh(directory, place.model):
+        logger.info("exporting %s to %s", place.model, directory)
+        export(place.model, format=format, output=directory)
     return directory
+
+
+def _is_fresh(directory: Path, model: Path) -> bool:
+    try:
+        return check_export(directory).source_sha256 == weights_sha256(model)
+    except ArtifactError as error:
+        logger.info("no usable export: %s", error)
+        return False
 
 
 def _triton_name(place: Place) -> str:

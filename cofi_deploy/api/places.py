@@ -6,11 +6,12 @@ finished run. Its name, from which `exports/<name>/` is made, says which member 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cofi_deploy.artifacts import EXPORTS_ROOT, newest_run
-from cofi_deploy.errors import UsageError
+from cofi_deploy.artifacts import EXPORTS_ROOT, RUNS_ROOT, newest_run, read_json
+from cofi_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ def find_model(path: Path | str | None, *, exports_root: Path = EXPORTS_ROOT) ->
     if path is None:
         path = newest_run()
     directory = Path(path)
+    if not directory.exists():
+        raise UsageError(f"{str(directory)!r} does not exist; name a run or a model directory")
     if (directory / "run.json").is_file():
         if not (directory / "model").is_dir():
             raise UsageError(
@@ -74,6 +77,66 @@ def teacher_of(place: Place) -> Place:
             "name both: DENSE PRUNED"
         )
     return find_model(place.run / "teacher", exports_root=place.exports_root)
+
+
+def run_to_resume(path: Path | str | None, *, root: Path = RUNS_ROOT) -> Path:
+    """The run directory that `--resume` continues.
+
+    Args:
+        path: A run directory, or None for the newest one below ``root`` that is not done.
+        root: Where runs lie.
+
+    Raises:
+        UsageError: ``path`` is no run, or is done already; or there is no unfinished run.
+    """
+    if path is None:
+        found = [item.parent for item in root.glob("*/run.json") if _is_unfinished(item)]
+        if not found:
+            raise UsageError(f"no unfinished run below {str(root)!r}; nothing to resume")
+        return max(found, key=lambda run: (run / "run.json").stat().st_mtime)
+    run = Path(path)
+    if not (run / "run.json").is_file():
+        raise UsageError(
+            f"{str(run)!r} is no run directory, it holds no run.json; "
+            "name one, or none for the newest unfinished run"
+        )
+    if read_json(run / "run.json").get("state") == "done":
+        raise UsageError(f"{str(run)!r} is done already; start a new run without --resume")
+    return run
+
+
+def check_new_run(run: Path) -> None:
+    """Refuse a directory for a new run that is in use, or that cannot be written.
+
+    Raises:
+        UsageError: A run, or something else, lies in it.
+        EnvironmentProblem: It cannot be written.
+    """
+    if (run / "run.json").exists():
+        raise UsageError(
+            f"{str(run)!r} holds a run already; continue it with --resume {run}, or choose "
+            "another --output"
+        )
+    if run.is_dir():
+        stranger = min((item.name for item in run.iterdir()), default=None)
+        if stranger is not None:
+            raise UsageError(
+                f"{str(run)!r} holds {stranger!r}, expected an empty or a new directory; "
+                "choose another --output"
+            )
+    nearest = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise EnvironmentProblem(
+            f"cannot write into {str(nearest)!r}, where {str(run)!r} would be made; "
+            "choose another --output"
+        )
+
+
+def _is_unfinished(run_json: Path) -> bool:
+    try:
+        return read_json(run_json).get("state") != "done"
+    except ArtifactError:  # of no use, and no reason to refuse the others
+        return False
 
 
 def _run_of(directory: Path) -> Path | None:

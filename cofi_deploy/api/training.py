@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cofi_deploy.api.model_card import model_card
-from cofi_deploy.artifacts import (
-    RUNS_ROOT,
-    lock_directory,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from cofi_deploy.api.places import check_new_run, run_to_resume
+from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_bytes, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
-from cofi_deploy.errors import CofiDeployError, HubUnreachableError, UsageError
+from cofi_deploy.errors import CheckpointError, HubUnreachableError, UsageError
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
 from cofi_deploy.results import git_commit, machine, versions
+from cofi_deploy.task_names import SQUAD_NAMES, check_task_arguments
 from cofi_deploy.tasks import Task, load_task
+from cofi_deploy.train.checks import checked_teacher
 from cofi_deploy.train.pipeline import Pipeline
 
 DEFAULT_MODEL = "bert-base-uncased"
@@ -53,7 +50,7 @@ class TaskArguments:
 def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     task: str = "",
     *,
-    model: str = DEFAULT_MODEL,
+    model: Path | str | None = None,
     teacher: Path | str | None = None,
     data_dir: Path | None = None,
     data: str | None = None,
@@ -69,7 +66,8 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
 
     Args:
         task: One of `cofi_deploy.tasks.TASK_NAMES`.
-        model: Dense checkpoint, hub id or directory, of a supported family.
+        model: Dense checkpoint, hub id or directory, of a supported family; by default the
+            teacher where one is given, else `DEFAULT_MODEL`.
         teacher: Fine-tuned dense checkpoint to take instead of training one.
         data_dir: Local files of a GLUE or SQuAD task.
         data: File, folder or hub id for `text-classification` and `text-regression`.
@@ -88,66 +86,72 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         CofiDeployError: See errors.py; data and budget are checked before anything is trained.
     """
     if resume is not None:
-        return _resume(resume)
-    arguments = TaskArguments(
-        name=task,
-        data_dir=None if data_dir is None else str(data_dir.resolve()),
-        data=data if data is None or not Path(data).exists() else str(Path(data).resolve()),
-        columns=columns,
-        max_length=(overrides or {}).get("max_length") or None,
-        seed=(overrides or {}).get("seed", TaskArguments.seed),
-    )
+        return _resume(run_to_resume(resume))
+    check_task_arguments(task, data_dir=data_dir, data=data, columns=columns)
+    model = str(model or teacher or DEFAULT_MODEL)
+    given = dict(overrides or {})
+
+    def settings_for(rows: int) -> TrainSettings:
+        kind = "question-answering" if task in SQUAD_NAMES else "text-classification"
+        return resolve_settings(
+            recipe=recipe, config=config, overrides=given, training_rows=rows, kind=kind
+        )
+
+    def arguments_for(settings: TrainSettings) -> TaskArguments:
+        return TaskArguments(
+            name=task,
+            data_dir=None if data_dir is None else str(data_dir.resolve()),
+            data=data if data is None or not Path(data).exists() else str(Path(data).resolve()),
+            columns=columns,
+            max_length=settings.max_length or None,
+            seed=settings.seed,
+        )
+
+    # A typing error in the settings is answered before any data is read.
+    arguments = arguments_for(settings_for(0))
     loaded, source = _open_sources(arguments, model)
-    settings = resolve_settings(
-        recipe=recipe,
-        config=config,
-        overrides=_with_budget(overrides or {}, parameters, source),
-        training_rows=len(loaded.splits["train"]),
-        kind=loaded.kind,
-    )
+    if parameters is not None:
+        given["sparsities"] = (_sparsity_of(parameters, source),)
+    settings = settings_for(len(loaded.splits["train"]))
+    if arguments_for(settings) != arguments:  # a table for small tasks names them
+        arguments = arguments_for(settings)
+        loaded = arguments.load()
     run = output or _run_directory(task, settings)
-    _begin(run, arguments, loaded, settings, model=model, teacher=teacher, recipe=recipe)
-    return _run(run, loaded, settings, model=source, teacher=teacher)
-
-
-def unfinished_run(root: Path = RUNS_ROOT) -> Path:
-    """The newest run below ``root`` that is not done: what a bare `--resume` continues.
-
-    Raises:
-        UsageError: There is none.
-    """
-    found = [
-        path.parent for path in root.glob("*/run.json") if read_json(path).get("state") != "done"
-    ]
-    if not found:
-        raise UsageError(f"no unfinished run below {str(root)!r}; nothing to resume")
-    return max(found, key=lambda run: (run / "run.json").stat().st_mtime)
+    check_new_run(run)
+    pipeline = _pipeline(run, loaded, settings, model=source, teacher=teacher)
+    _begin(run, arguments, pipeline, model=model, teacher=teacher, recipe=recipe)
+    return _run(pipeline)
 
 
 def task_of_run(run: Path) -> TaskArguments:
-    """The task that a run was trained on."""
-    return TaskArguments(**read_json(run / "run.json")["task"])
+    """The task that a run was trained on.
+
+    Raises:
+        CheckpointError: Its run.json does not say it.
+    """
+    return TaskArguments(**_entry(run, "task"))
+
+
+def _entry(run: Path, key: str) -> Any:
+    document = read_json(run / "run.json")
+    if key not in document:
+        raise CheckpointError(
+            f"{str(run / 'run.json')!r} has no {key!r}; it is of no training run, start a new one"
+        )
+    return document[key]
 
 
 def _resume(run: Path) -> Path:
-    document = read_json(run / "run.json")
-    if document["state"] == "done":
-        raise UsageError(f"{str(run)!r} is done already; start a new run without --resume")
-    # JSON has no tuples.
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in document["settings"].items()
-    }
-    settings = TrainSettings(**values)
-    loaded = TaskArguments(**document["task"]).load()
-    if loaded.fingerprint() != document["data_fingerprint"]:
+    settings = TrainSettings.from_json(_entry(run, "settings"))
+    loaded = task_of_run(run).load()
+    fingerprint = _entry(run, "data_fingerprint")
+    if loaded.fingerprint() != fingerprint:
         raise UsageError(
             f"the data of {str(run)!r} has changed since the run began (fingerprint "
-            f"{document['data_fingerprint'][:12]}); restore it, or start a new run"
+            f"{fingerprint[:12]}); restore it, or start a new run"
         )
-    model = str(resolve(document["model"]))
-    _update(run, state="running", error=None)
-    return _run(run, loaded, settings, model=model, teacher=document["teacher"])
+    model, teacher = str(resolve(_entry(run, "model"))), _entry(run, "teacher")
+    return _run(_pipeline(run, loaded, settings, model=model, teacher=teacher))
 
 
 def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
@@ -168,22 +172,32 @@ def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
     return loaded, source
 
 
-def _begin(  # noqa: PLR0913
+def _pipeline(
+    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
+) -> Pipeline:
+    """Everything that can be refused is refused here, before anything is written."""
+    directory = None if teacher is None else resolve(teacher)
+    if directory is not None:
+        checked_teacher(directory, task, read_dense_arch(model))
+    return Pipeline(
+        run,
+        task=task,
+        model=model,
+        teacher=directory,
+        tokenizer=load_tokenizer(model),
+        settings=settings,
+    )
+
+
+def _begin(
     run: Path,
     arguments: TaskArguments,
-    task: Task,
-    settings: TrainSettings,
+    pipeline: Pipeline,
     *,
     model: str,
     teacher: Path | str | None,
     recipe: str,
 ) -> None:
-    if (run / "run.json").exists():
-        raise UsageError(
-            f"{str(run)!r} holds a run already; continue it with --resume {run}, or choose "
-            "another --output"
-        )
-    run.mkdir(parents=True, exist_ok=True)
     write_json(
         run / "run.json",
         {
@@ -193,8 +207,9 @@ def _begin(  # noqa: PLR0913
             "model": _absolute(model),
             "teacher": None if teacher is None else _absolute(teacher),
             "recipe": recipe,
-            "settings": settings.to_json(),
-            "data_fingerprint": task.fingerprint(),
+            "settings": pipeline.settings.to_json(),
+            "precision": pipeline.numerics.name,
+            "data_fingerprint": pipeline.task.fingerprint(),
             "git_commit": git_commit(),
             "machine": machine(),
             "versions": versions(),
@@ -209,59 +224,48 @@ def _absolute(model: Path | str) -> str:
     return str(local.resolve()) if local.is_dir() else str(model)
 
 
-def _run(
-    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
-) -> Path:
+def _run(pipeline: Pipeline) -> Path:
+    run = pipeline.run
     with lock_directory(run):
-        return _run_locked(run, task, settings, model=model, teacher=teacher)
+        _update(run, state="running", error=None)
+        began = time.monotonic() - (read_json(run / "run.json").get("wall_s") or 0.0)
+        try:
+            result = pipeline.train()
+        except KeyboardInterrupt:
+            _update(run, wall_s=round(time.monotonic() - began, 1))
+            raise
+        except Exception as error:
+            _update(
+                run, state="failed", error=str(error), wall_s=round(time.monotonic() - began, 1)
+            )
+            raise
+        _update(run, result=result, wall_s=round(time.monotonic() - began, 1))
+        _write_cards(run)
+        _update(run, state="done")
+    return run
 
 
-def _run_locked(
-    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
-) -> Path:
-    began = time.monotonic()
-    try:
-        pipeline = Pipeline(
-            run,
-            task=task,
-            model=model,
-            teacher=None if teacher is None else resolve(teacher),
-            tokenizer=load_tokenizer(model),
-            settings=settings,
-        )
-        result = pipeline.train()
-    except CofiDeployError as error:
-        _update(run, state="failed", error=str(error))
-        raise
-    earlier = read_json(run / "run.json").get("wall_s") or 0.0
-    wall_s = round(earlier + time.monotonic() - began, 1)
-    _update(run, result=result, wall_s=wall_s, precision=pipeline.numerics.name)
+def _write_cards(run: Path) -> None:
     document = read_json(run / "run.json")
     base = read_dense_arch(run / "teacher")
-    for entry in result["models"]:
+    for entry in document["result"]["models"]:
         card = model_card(document, entry, base)
         write_bytes(run / entry["directory"] / "README.md", card.encode())
-    _update(run, state="done")
-    return run
 
 
 def _update(run: Path, **values: Any) -> None:
     write_json(run / "run.json", {**read_json(run / "run.json"), **values})
 
 
-def _with_budget(
-    overrides: Mapping[str, Any], parameters: int | None, model: str
-) -> dict[str, Any]:
-    """A number of encoder parameters becomes the sparsity that leaves as many."""
-    if parameters is None:
-        return dict(overrides)
+def _sparsity_of(parameters: int, model: str) -> float:
+    """The sparsity that leaves so many encoder parameters."""
     total = read_dense_arch(model).prunable_parameters
     if not 0 < parameters < total:
         raise UsageError(
             f"--params is {parameters}, but the encoder of {model!r} has {total} prunable "
             "parameters (embeddings not counted); ask for fewer"
         )
-    return {**overrides, "sparsities": (1.0 - parameters / total,)}
+    return 1.0 - parameters / total
 
 
 def _run_directory(task: str, settings: TrainSettings) -> Path:

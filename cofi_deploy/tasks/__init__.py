@@ -3,8 +3,9 @@
 Start with `load.py`.
 """
 
+from cofi_deploy.task_names import TASK_NAMES
 from cofi_deploy.tasks.encoding import EncodedSplit, length_bucketed_batches
-from cofi_deploy.tasks.load import TASK_NAMES, load_task
+from cofi_deploy.tasks.load import load_task
 from cofi_deploy.tasks.task import Example, Split, Task
 
 __all__ = [

@@ -88,7 +88,7 @@ def teacher_stage(setup: Setup, model: CofiPreTrainedModel, name: str = "teacher
         batch = setup.batches.at(step)
         with setup.numerics.autocast():
             outputs = model.train().outputs(batch.inputs)
-        return {"loss": label_loss(outputs, batch.targets, setup.task.kind)}
+        return {"loss": label_loss(outputs, batch.targets, setup.task.kind, valid=batch.valid)}
 
     return Stage(
         name=name,

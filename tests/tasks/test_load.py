@@ -7,6 +7,9 @@ import pytest
 from cofi_deploy import tasks
 from cofi_deploy.errors import ConfigError
 from cofi_deploy.tasks import TASK_NAMES, load_task
+from cofi_deploy.tasks.glue import GLUE
+from cofi_deploy.tasks.squad import SQUAD
+from cofi_deploy.tasks.text import TEXT_KINDS
 
 
 def test_all_names_are_the_promised_ones():
@@ -14,6 +17,7 @@ def test_all_names_are_the_promised_ones():
         *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"),
         *("squad", "squad_v2", "text-classification", "text-regression"),
     ) == TASK_NAMES
+    assert (*GLUE, *SQUAD, *TEXT_KINDS) == TASK_NAMES  # each of them has a loader
 
 
 def test_public_names_exist_and_are_sorted():
