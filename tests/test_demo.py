@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from cofi_deploy import demo
-from cofi_deploy.errors import MissingDependencyError
+from cofi_deploy.artifacts import write_json
+from cofi_deploy.errors import MissingDependencyError, UsageError
+
+SIZE = demo.DemoSize()
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    count = demo.TRAIN_ROWS + demo.VALIDATION_ROWS + 50
+    count = SIZE.train_rows + SIZE.validation_rows + 50
     rows = [
         f'{("negative", "neutral", "positive")[i % 3]},1,"message {i} \u2014 so"'
         for i in range(count)
@@ -33,7 +36,7 @@ def test_the_demo_data_is_utf8_without_repeats_between_train_and_validation(
     train, validation = (
         read(tmp_path / "data" / f"{name}.csv") for name in ("train", "validation")
     )
-    assert (len(train), len(validation)) == (demo.TRAIN_ROWS, demo.VALIDATION_ROWS)
+    assert (len(train), len(validation)) == (SIZE.train_rows, SIZE.validation_rows)
     texts = [row["text"] for row in train + validation]
     assert len(set(texts)) == len(texts)
     assert all("\u2014" in text for text in texts)
@@ -49,3 +52,12 @@ def test_without_its_packages_the_demo_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.setattr(demo.metadata, "files", lambda _: [])
     with pytest.raises(MissingDependencyError, match=r"pip install 'cofi-deploy\[demo\]'"):
         demo._corpus()
+
+
+def test_a_demo_at_another_sparsity_is_not_mixed_up_with_the_one_that_is_there(
+    tmp_path: Path,
+) -> None:
+    document = {"state": "done", "settings": {"sparsities": [0.95]}}
+    write_json(tmp_path / "run.json", document)
+    with pytest.raises(UsageError, match=r"begun with --sparsity 0\.95, now it is 0\.9; remove it"):
+        demo._train(tmp_path, model=tmp_path, data=tmp_path, settings={"sparsities": [0.9]})

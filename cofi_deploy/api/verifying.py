@@ -78,7 +78,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
             raise UsageError("two models outside of a run have no task; name it with --task")
         task = task_of_run(pruned.run)
     used = tuple(dict.fromkeys([*runtimes, *require]))
-    _check_required(require)
+    _check_runtimes(used, require)
     settings = VerifySettings(
         bench=BenchSettings(
             runtimes=used,
@@ -108,6 +108,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     threads: int | None = None,
     min_repeats: int = 30,
     max_seconds: float = 10.0,
+    fresh_process: bool = True,
     exports_root: Path = EXPORTS_ROOT,
 ) -> BenchResult:
     """Time any number of models side by side; the first is the baseline of every speedup.
@@ -119,6 +120,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
         threads: Of one inference; None means the physical cores.
         min_repeats: Rounds for each operating point, whatever they take.
         max_seconds: Of timing for each operating point, once there are so many rounds.
+        fresh_process: Also measure load, first inference and peak memory, each in a new process.
         exports_root: Where missing exports are written, and present ones are looked for.
     """
     places = (
@@ -126,12 +128,14 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
         if models
         else list(_pair((), exports_root))
     )
+    _check_runtimes(runtimes)
     subjects = [_subject(place, place.name, runtimes) for place in places]
     settings = BenchSettings(
         runtimes=tuple(runtimes),
         points=tuple(OperatingPoint.parse(point) for point in points),
         threads=threads,
         schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
+        fresh_process=fresh_process,
     )
     return run_bench(subjects, settings)
 
@@ -176,8 +180,9 @@ def _facts(place: Place) -> dict[str, Any]:
     return facts
 
 
-def _check_required(require: Sequence[str]) -> None:
-    for runtime in require:
+def _check_runtimes(runtimes: Sequence[str], required: Sequence[str] = ()) -> None:
+    """Refuse unknown names and the absence of what is required, before anything is exported."""
+    for runtime in runtimes:
         reason = availability(runtime)
-        if reason is not None:
+        if reason is not None and runtime in required:
             raise EnvironmentProblem(f"--require {runtime}: {reason}")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from cofi_deploy.api.places import find_model, teacher_of
+from cofi_deploy.api.places import check_new_run, find_model, run_to_resume, teacher_of
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.errors import UsageError
 
@@ -61,3 +62,32 @@ def test_an_unfinished_run_says_how_to_continue(tmp_path: Path) -> None:
     write_json(tmp_path / "half" / "run.json", {"state": "running"})
     with pytest.raises(UsageError, match=re.escape(f"cofi-deploy train --resume {tmp_path}")):
         find_model(tmp_path / "half")
+
+
+def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"{str(tmp_path / 'no')!r} does not exist")):
+        find_model(tmp_path / "no")
+
+
+def test_the_newest_unfinished_run_is_resumed_and_unreadable_ones_are_passed_over(
+    run: Path,
+) -> None:
+    root = run.parent
+    for at, state in enumerate(("running", "failed", "done")):
+        write_json(root / state / "run.json", {"state": state})
+        os.utime(root / state / "run.json", (at, at))
+    (root / "torn").mkdir()
+    (root / "torn" / "run.json").write_text("{")
+    assert run_to_resume(None, root=root) == root / "failed"
+
+
+def test_without_an_unfinished_run_there_is_nothing_to_resume(run: Path) -> None:
+    with pytest.raises(UsageError, match=r"no unfinished run below .*; nothing to resume"):
+        run_to_resume(None, root=run.parent)
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["empty", "new"])
+def test_a_new_run_may_begin_where_nothing_is(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "deep" / "run").mkdir(parents=True)
+    check_new_run(tmp_path / "deep" / "run")

