@@ -26,13 +26,14 @@ def pruning_tables() -> str:
     files = sorted((ROOT / "results").glob("pruning-*.json"))
     for file in files:
         document = read_json(file)
-        parts.append(_task_table(document["rows"]))
+        parts.append(_task_table(document))
     if files:
         parts.append(_conditions(read_json(files[-1])))
     return "\n\n".join(parts)
 
 
-def _task_table(rows: Sequence[Row]) -> str:
+def _task_table(document: Mapping[str, Any]) -> str:
+    rows: Sequence[Row] = document["rows"]
     first = next(row for row in rows if "metric" in row)
     task, metric = first["task"], first["metric_name"]
     lines = [
@@ -43,18 +44,26 @@ def _task_table(rows: Sequence[Row]) -> str:
         "|---" * (3 + len(RUNTIMES)) + "|",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
-        lines += _model_lines([row for row in rows if row["model"] == model])
+        structure = _structure(document["structures"][model])
+        lines += _model_lines([row for row in rows if row["model"] == model], structure)
+    lines += ["", f"Training the family took {first['wall_s'] / 60:.0f} minutes in all."]
     return "\n".join(lines)
 
 
-def _model_lines(rows: Sequence[Row]) -> list[str]:
+def _structure(arch: Mapping[str, Any]) -> str:
+    """What is left, layer by layer: heads and FFN width."""
+    layers = ", ".join(f"{layer['heads']}/{layer['ffn']}" for layer in arch["layers"])
+    return f"hidden {arch['hidden']}; heads/FFN {layers}"
+
+
+def _model_lines(rows: Sequence[Row], structure: str) -> list[str]:
     scored = {row["runtime"]: row for row in rows if "metric" in row}
     timed = [row for row in rows if "p50_ms" in row]
     lines = []
     for index, shape in enumerate(dict.fromkeys((r["batch_size"], r["seq_len"]) for r in timed)):
         cells = [_cell(timed, runtime, shape) for runtime in RUNTIMES]
         name, metric = _name(rows[0]), f"{scored['onnxruntime-cpu']['metric']:.3f}"
-        lead = f"| {name} | {metric}" if index == 0 else "| |"
+        lead = f"| {name} | {metric}" if index == 0 else f"| {structure} |"
         lines.append(f"{lead} | {shape[0]} x {shape[1]} | " + " | ".join(cells) + " |")
     return lines
 
