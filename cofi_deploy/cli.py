@@ -7,18 +7,22 @@ standard error, programs read the JSON on standard output.
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import tomllib
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cofi_deploy import __version__
-from cofi_deploy.errors import CofiDeployError
+from cofi_deploy.cli_options import (
+    Count,
+    Group,
+    Triple,
+    common_options,
+    name_and_value,
+    setting_overrides,
+    verify_targets_of,
+)
 from cofi_deploy.task_names import check_task_arguments
 
 _MODEL = click.Path(path_type=Path)
@@ -26,60 +30,7 @@ _NEWEST = "newest"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class _Group(click.Group):
-    """Prints our own errors as one line and exits with their code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CofiDeployError as error:
-            if ctx.ensure_object(dict).get("verbose"):
-                click.echo(traceback.format_exc(), err=True)
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            what = "interrupted; nothing half-written is left"
-            if ctx.invoked_subcommand == "train":
-                what += ", continue with: cofi-deploy train --resume"
-            click.echo(what, err=True)
-            ctx.exit(130)
-
-
-class _Triple(click.ParamType):  # type: ignore[type-arg]
-    """MIN:OPT:MAX, or one number for all three."""
-
-    name = "MIN:OPT:MAX"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int, int]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(":")
-        if len(parts) == 1:
-            parts *= 3
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-            self.fail(f"got {value!r}, expected MIN:OPT:MAX such as 1:8:32, or one number")
-        low, usual, high = (int(part) for part in parts)
-        if not 1 <= low <= usual <= high:
-            self.fail(f"got {value!r}, expected 1 <= MIN <= OPT <= MAX")
-        return low, usual, high
-
-
-class _Count(click.ParamType):  # type: ignore[type-arg]
-    """A number with an optional k or M behind it."""
-
-    name = "COUNT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        scale = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}.get(str(value)[-1:], 1.0)
-        try:
-            return round(float(str(value).rstrip("kKmM")) * scale)
-        except ValueError:
-            self.fail(f"got {value!r}, expected a number such as 5M or 800k")
-
-
-@click.group(cls=_Group, context_settings=_CONTEXT)
+@click.group(cls=Group, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="cofi-deploy")
 def main() -> None:
     """Make a BERT-like encoder about ten times faster, and prove it where it is served.
@@ -90,25 +41,6 @@ def main() -> None:
     cofi-deploy export --format onnx        the newest run -> exports/...
     cofi-deploy verify                      accuracy and latency, dense against pruned
     """
-
-
-def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    def set_up(ctx: click.Context, _: click.Parameter, verbose: bool) -> bool:
-        ctx.find_root().ensure_object(dict)["verbose"] = verbose
-        level = logging.INFO if verbose else logging.WARNING
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("cofi_deploy").setLevel(level)
-        return verbose
-
-    option = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=set_up,
-        help="Say what is being done; on an error, print the traceback.",
-    )
-    return option(function)
 
 
 @main.command()
@@ -141,7 +73,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--sparsity", type=float, help="Share of the encoder to prune.  [default: 0.95]")
 @click.option("--sparsities", help="Several models from one run: 0.6,0.8,0.9,0.95")
 @click.option(
-    "--params", "parameters", type=_Count(), help="Budget as encoder parameters instead: 5M"
+    "--params", "parameters", type=Count(), help="Budget as encoder parameters instead: 5M"
 )
 @click.option(
     "--recipe", default="balanced", show_default=True, help="paper, balanced, fast or smoke."
@@ -175,7 +107,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="[RUN]",
     help="Continue a run that was interrupted; without RUN the newest one.",
 )
-@_common
+@common_options
 def train(**flags: Any) -> None:
     """Fine-tune a teacher, prune with distillation, cut, fine-tune the small model.
 
@@ -189,8 +121,8 @@ def train(**flags: Any) -> None:
         _print_run(_resumed(flags))
         return
     # Typing errors are answered before the frameworks are imported, which takes seconds.
-    overrides = _overrides(flags)
-    columns = dict(_pair(text, "--column") for text in flags["columns"]) or None
+    overrides = setting_overrides(flags)
+    columns = dict(name_and_value(text, "--column") for text in flags["columns"]) or None
     if flags["task"] is None:
         raise click.UsageError("--task is missing; see cofi-deploy train --help")
     data_dir, data = flags["data_dir"], flags["data"]
@@ -231,14 +163,14 @@ def train(**flags: Any) -> None:
 )
 @click.option(
     "--batch-size",
-    type=_Triple(),
+    type=Triple(),
     default="1:8:32",
     show_default=True,
     help="Profile of an engine; its MAX is the largest batch that Triton forms.",
 )
 @click.option(
     "--seq-len",
-    type=_Triple(),
+    type=Triple(),
     default="16:128:384",
     show_default=True,
     help="Profile of an engine, in tokens.",
@@ -257,7 +189,7 @@ def train(**flags: Any) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory to write.  [default: exports/<name>/<format>]",
 )
-@_common
+@common_options
 def export(model: Path | None, format_: str, **flags: Any) -> None:
     """Write a deployable artifact of MODEL (a run or model directory; default: the newest run).
 
@@ -323,7 +255,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Of verify.json and report.html.  [default: the run directory]",
 )
-@_common
+@common_options
 def verify(models: tuple[Path, ...], **flags: Any) -> None:
     """Accuracy and latency of dense and pruned in every runtime, interleaved; exit 1 on a miss.
 
@@ -336,7 +268,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     """
     _check_places(models)
     named = _named_task(flags)
-    targets = _verify_targets(flags)
+    targets = verify_targets_of(flags)
     from cofi_deploy import summary
     from cofi_deploy.api import training, verifying
 
@@ -391,7 +323,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     help="Of timing, for each operating point.",
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
-@_common
+@common_options
 def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
     """Latency and throughput of any number of MODELS; the first is the baseline.
 
@@ -426,7 +358,7 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
     help="Also draw the kept structure into this file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@_common
+@common_options
 def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
     """What a model keeps: heads, FFN width and parameters of each layer, size by part.
 
@@ -451,7 +383,7 @@ def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@_common
+@common_options
 def doctor(as_json: bool) -> None:
     """Which runtimes and devices are here, what is missing, and how to install it.
 
@@ -476,7 +408,7 @@ def doctor(as_json: bool) -> None:
     help="Directory for run, exports and report.",
 )
 @click.option("--sparsity", type=float, default=0.95, show_default=True)
-@_common
+@common_options
 def demo(output: Path, sparsity: float) -> None:
     """The whole path on weights and text that pip packages ship: train, export, verify, report.
 
@@ -521,60 +453,6 @@ def _named_task(flags: dict[str, Any]) -> dict[str, Any] | None:
         return None
     check_task_arguments(name, data_dir=data_dir, data=data, columns=None)
     return {"name": name, "data_dir": None if data_dir is None else str(data_dir), "data": data}
-
-
-def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags that are settings, by the settings' names."""
-    budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
-    if len(budgets) > 1:
-        raise click.UsageError("give one budget: --sparsity, --sparsities or --params")
-    overrides: dict[str, Any] = dict(_setting(text) for text in flags["settings"])
-    for name in ("max_length", "precision", "seed"):
-        if flags[name] is not None:
-            overrides[name] = flags[name]
-    if flags["sparsity"] is not None:
-        overrides["sparsities"] = [flags["sparsity"]]
-    if flags["sparsities"] is not None:
-        overrides["sparsities"] = _numbers(flags["sparsities"])
-    return overrides
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise click.UsageError(
-            f"--sparsities is {text!r}, expected numbers such as 0.6,0.8,0.9,0.95"
-        ) from error
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value read as TOML, or as a plain string where it is none."""
-    key, value = _pair(text, "--set")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
-
-
-def _pair(text: str, flag: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise click.UsageError(f"{flag} is {text!r}, expected NAME=VALUE")
-    return key.strip(), value.strip()
-
-
-def _verify_targets(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags over the [verify] table of the TOML file."""
-    targets: dict[str, Any] = {}
-    if flags["config"] is not None:
-        from cofi_deploy.config import verify_targets
-
-        targets |= verify_targets(flags["config"])
-    for name in ("max_drop", "min_speedup"):
-        if flags[name] is not None:
-            targets[name] = flags[name]
-    return targets
 
 
 def _print_json(document: dict[str, Any]) -> None:

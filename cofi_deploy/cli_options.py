@@ -1,0 +1,146 @@
+"""Types, shared options and readings of the command line's flags; `cli.py` has the commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cofi_deploy.errors import CofiDeployError
+
+
+class Group(click.Group):
+    """Prints our own errors as one line and exits with their code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see `errors` for the codes."""
+        try:
+            return super().invoke(ctx)
+        except CofiDeployError as error:
+            if ctx.ensure_object(dict).get("verbose"):
+                click.echo(traceback.format_exc(), err=True)
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            what = "interrupted; nothing half-written is left"
+            if ctx.invoked_subcommand == "train":
+                what += ", continue with: cofi-deploy train --resume"
+            click.echo(what, err=True)
+            ctx.exit(130)
+
+
+class Triple(click.ParamType):  # type: ignore[type-arg]
+    """MIN:OPT:MAX, or one number for all three."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        """Read "1:8:32"; "8" stands for all three."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        if len(parts) == 1:
+            parts *= 3
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            self.fail(f"got {value!r}, expected MIN:OPT:MAX such as 1:8:32, or one number")
+        low, usual, high = (int(part) for part in parts)
+        if not 1 <= low <= usual <= high:
+            self.fail(f"got {value!r}, expected 1 <= MIN <= OPT <= MAX")
+        return low, usual, high
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]
+    """A number with an optional k or M behind it."""
+
+    name = "COUNT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read "5M" as 5,000,000."""
+        scale = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6}.get(str(value)[-1:], 1.0)
+        try:
+            return round(float(str(value).rstrip("kKmM")) * scale)
+        except ValueError:
+            self.fail(f"got {value!r}, expected a number such as 5M or 800k")
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that every command has."""
+
+    def set_up(ctx: click.Context, _: click.Parameter, verbose: bool) -> bool:
+        ctx.find_root().ensure_object(dict)["verbose"] = verbose
+        level = logging.INFO if verbose else logging.WARNING
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("cofi_deploy").setLevel(level)
+        return verbose
+
+    option = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=set_up,
+        help="Say what is being done; on an error, print the traceback.",
+    )
+    return option(function)
+
+
+def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags that are settings, by the settings' names."""
+    budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
+    if len(budgets) > 1:
+        raise click.UsageError("give one budget: --sparsity, --sparsities or --params")
+    overrides: dict[str, Any] = dict(_setting(text) for text in flags["settings"])
+    for name in ("max_length", "precision", "seed"):
+        if flags[name] is not None:
+            overrides[name] = flags[name]
+    if flags["sparsity"] is not None:
+        overrides["sparsities"] = [flags["sparsity"]]
+    if flags["sparsities"] is not None:
+        overrides["sparsities"] = _numbers(flags["sparsities"])
+    return overrides
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.UsageError(
+            f"--sparsities is {text!r}, expected numbers such as 0.6,0.8,0.9,0.95"
+        ) from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value read as TOML, or as a plain string where it is none."""
+    key, value = name_and_value(text, "--set")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def name_and_value(text: str, flag: str) -> tuple[str, str]:
+    """Split NAME=VALUE."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise click.UsageError(f"{flag} is {text!r}, expected NAME=VALUE")
+    return key.strip(), value.strip()
+
+
+def verify_targets_of(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags over the [verify] table of the TOML file."""
+    targets: dict[str, Any] = {}
+    if flags["config"] is not None:
+        from cofi_deploy.config import verify_targets
+
+        targets |= verify_targets(flags["config"])
+    for name in ("max_drop", "min_speedup"):
+        if flags[name] is not None:
+            targets[name] = flags[name]
+    return targets
