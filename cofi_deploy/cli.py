@@ -200,10 +200,10 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     """
     from cofi_deploy.api.places import find_model
 
-    place = find_model(model)  # answers at once where there is none; the frameworks come later
+    find_model(model)  # answers at once where there is none; the frameworks come later
     from cofi_deploy.api import exporting
 
-    directory = exporting.export(place.model, format=format_, **flags)
+    directory = exporting.export(model, format=format_, **flags)
     _print_json(exporting.exported({format_: directory}))
 
 

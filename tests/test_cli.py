@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from cofi_deploy.artifacts import write_json
-from cofi_deploy.cli import _Count, _setting, main
+from cofi_deploy.cli import main
+from cofi_deploy.cli_options import Count, _setting
 from cofi_deploy.serve.runner import availability
 
 # The tiny checkpoint and the tiny files of tasks are those of the training tests.
@@ -267,7 +268,7 @@ def test_a_missing_runtime_that_is_required_exits_3(
     ("text", "number"), [("5M", 5_000_000), ("1.5m", 1_500_000), ("800k", 800_000), ("7", 7)]
 )
 def test_counts_may_have_a_unit(text: str, number: int) -> None:
-    assert _Count().convert(text, None, None) == number
+    assert Count().convert(text, None, None) == number
 
 
 @pytest.mark.parametrize(

@@ -33,17 +33,20 @@ def find_model(path: Path | str | None, *, exports_root: Path = EXPORTS_ROOT) ->
     """Resolve what the user typed as MODEL.
 
     Args:
-        path: A run directory, a model directory, or None for the newest finished run.
+        path: A run directory, a model directory, a hub id (`owner/name`), or None for the newest
+            finished run.
         exports_root: Where its exports belong.
 
     Raises:
-        UsageError: Nothing was typed and there is no finished run, or the run is not finished.
+        UsageError: Nothing was typed and there is no finished run, the run is not finished, or
+            there is no such directory.
+        HubUnreachableError: A hub id that is not cached, without a network.
     """
     if path is None:
         path = newest_run()
     directory = Path(path)
-    if not directory.exists():
-        raise UsageError(f"{str(directory)!r} does not exist; name a run or a model directory")
+    if not directory.is_dir():
+        return _hub_place(str(path), exports_root)
     if (directory / "run.json").is_file():
         if not (directory / "model").is_dir():
             raise UsageError(
@@ -144,6 +147,19 @@ def _run_of(directory: Path) -> Path | None:
         if (parent / "run.json").is_file():
             return parent
     return None
+
+
+def _hub_place(name: str, exports_root: Path) -> Place:
+    owner, slash, model = name.partition("/")
+    is_id = slash and model and "/" not in model and owner not in {"", ".", "..", "~"}
+    if not is_id or Path(owner).exists():  # a typing error in `runs/<name>` is no hub id
+        what = "is a file" if Path(name).is_file() else "does not exist"
+        raise UsageError(
+            f"{name!r} {what}; name a run directory, a model directory or a hub id (owner/name)"
+        )
+    from cofi_deploy.loading import resolve  # noqa: PLC0415 - the frameworks take seconds
+
+    return Place(model=resolve(name), name=model, exports_root=exports_root)
 
 
 def _own_name(directory: Path) -> str:

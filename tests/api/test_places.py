@@ -8,7 +8,7 @@ import pytest
 
 from cofi_deploy.api.places import check_new_run, find_model, run_to_resume, teacher_of
 from cofi_deploy.artifacts import write_json
-from cofi_deploy.errors import UsageError
+from cofi_deploy.errors import HubUnreachableError, UsageError
 
 
 @pytest.fixture
@@ -64,9 +64,26 @@ def test_an_unfinished_run_says_how_to_continue(tmp_path: Path) -> None:
         find_model(tmp_path / "half")
 
 
-def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"{str(tmp_path / 'no')!r} does not exist")):
-        find_model(tmp_path / "no")
+@pytest.mark.parametrize("typed", ["nowhere", "runs/typo", "./no/where", "/nowhere", "a/b/c"])
+def test_a_model_that_does_not_exist_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    assert run.is_relative_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"{typed!r} does not exist; name a run")):
+        find_model(typed)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("")
+    with pytest.raises(UsageError, match=re.escape(f"{str(tmp_path / 'model.onnx')!r} is a file")):
+        find_model(tmp_path / "model.onnx")
+
+
+def test_a_hub_id_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubUnreachableError, match="'nobody/nothing' is no local directory"):
+        find_model("nobody/nothing")
 
 
 def test_the_newest_unfinished_run_is_resumed_and_unreadable_ones_are_passed_over(
