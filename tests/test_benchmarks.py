@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cofi_deploy.artifacts import write_json
+from cofi_deploy.artifacts import read_json, write_json
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 EMPTY = "before\n<!-- results: begin -->\n<!-- results: end -->\nafter\n"
@@ -32,7 +32,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def rows(model: str, sparsity: float, metric: float, p50: float) -> list[dict[str, Any]]:
-    shared = {"task": "mrpc", "model": model, "realized_sparsity": sparsity}
+    shared = {"task": "mrpc", "model": model, "realized_sparsity": sparsity, "wall_s": 1530.0}
     runtime = {"runtime": "onnxruntime-cpu", "threads": 2}
     made = [
         {**shared, **runtime, "metric_name": "f1", "metric": metric, "examples": 1408},
@@ -53,6 +53,10 @@ def results(tmp_path: Path) -> None:
         {
             "machine": {"cpu": "Some CPU", "cores": 2},
             "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0", "openvino": "2026.4.0"},
+            "structures": {
+                "d": {"hidden": 8, "layers": [{"heads": 2, "ffn": 16}, {"heads": 2, "ffn": 16}]},
+                "p": {"hidden": 7, "layers": [{"heads": 1, "ffn": 0}, {"heads": 0, "ffn": 3}]},
+            },
             "rows": [*rows("d", 0.0, 0.8765, 13.94), *rows("p", 0.90012, 0.8124, 1.507)],
         },
     )
@@ -66,10 +70,22 @@ def test_the_table_has_each_model_at_each_operating_point(tables):
         "| encoder pruned | f1 | batch x length | PyTorch | ONNX Runtime | OpenVINO |",
         "|---|---|---|---|---|---|",
         "| 0 (dense) | 0.876 | 1 x 128 |  | 14 |  |",
-        "| | | 32 x 128 |  | 279 |  |",
+        "| hidden 8; heads/FFN 2/16, 2/16 | | 32 x 128 |  | 279 |  |",
         "| 90.0 % | 0.812 | 1 x 128 |  | 1.51, 9.2x (9.0 to 9.5) |  |",
-        "| | | 32 x 128 |  | 30, 9.2x (9.0 to 9.5) |  |",
+        "| hidden 7; heads/FFN 1/0, 0/3 | | 32 x 128 |  | 30, 9.2x (9.0 to 9.5) |  |",
     ]
+    assert lines[9] == "Training the family took 26 minutes in all."
+
+
+@pytest.mark.usefixtures("results")
+def test_a_speedup_that_is_too_noisy_is_said_and_not_printed(tables, tmp_path):
+    path = tmp_path / "results" / "pruning-mrpc.json"
+    document = read_json(path)
+    for row in document["rows"]:
+        if "speedup" in row:
+            row |= {"speedup": None, "speedup_low": None, "speedup_high": None}
+    write_json(path, document)
+    assert "| 1.51, too noisy to compare |" in tables.pruning_tables()
 
 
 @pytest.mark.usefixtures("results")

@@ -84,9 +84,9 @@ class RunProgress:
         note = " ".join(f"{key}={value:.4g}" for key, value in values.items())
         left = self._left()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, note=f"{note}  {left} left in all")
+            self._bar.update(self._task, completed=step, note=f"{note}  {left} left for training")
         elif time.monotonic() - self._printed > _PLAIN_INTERVAL_S or step == steps:
-            self.say(f"  {self._stage} {step}/{steps} {note}, {left} left in all")
+            self.say(f"  {self._stage} {step}/{steps} {note}, {left} left for training")
 
     def log(self, **entry: Any) -> None:
         """Append one object to metrics.jsonl.
