@@ -15,11 +15,12 @@ import json
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
+from cofi_deploy.errors import ArtifactError, ConfigError, EnvironmentProblem, UsageError
 
 SCHEMA_VERSION = 1
 RUNS_ROOT = Path("runs")
@@ -155,6 +156,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}; upgrade cofi-deploy or make the artifact again"
         )
     return data
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a file of settings.
+
+    Raises:
+        ConfigError: Absent, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {str(path)!r}: {error}") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from cofi_deploy import __version__
+from cofi_deploy.artifacts import read_toml
 from cofi_deploy.cli_options import (
     Count,
     Group,
@@ -23,6 +24,7 @@ from cofi_deploy.cli_options import (
     setting_overrides,
     verify_targets_of,
 )
+from cofi_deploy.hub import DEFAULT_MODEL, check_model_reachable
 from cofi_deploy.task_names import check_task_arguments
 
 _MODEL = click.Path(path_type=Path)
@@ -127,6 +129,12 @@ def train(**flags: Any) -> None:
         raise click.UsageError("--task is missing; see cofi-deploy train --help")
     data_dir, data = flags["data_dir"], flags["data"]
     check_task_arguments(flags["task"], data_dir=data_dir, data=data, columns=columns)
+    if flags["config"] is not None:
+        read_toml(flags["config"])
+    check_model_reachable(
+        flags["model"] or flags["teacher"] or DEFAULT_MODEL,
+        data_is_local=data_dir is not None or (data is not None and Path(data).exists()),
+    )
     from cofi_deploy import api
 
     run = api.train(

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from cofi_deploy.artifacts import read_toml
 from cofi_deploy.errors import ConfigError, did_you_mean
 from cofi_deploy.masks import FAMILIES
 
@@ -75,7 +76,9 @@ class TrainSettings:
     )
     seed: int = _setting(42, "of data order, dropout, gates and fresh weights")
     train_limit: int = _setting(0, "use only so many training examples; 0: all")
-    validation_limit: int = _setting(0, "score only so many examples at the end; 0: all")
+    validation_limit: int = _setting(
+        0, "score only so many examples, while training and at the end; 0: all"
+    )
 
     def __post_init__(self) -> None:
         """Check ranges and combinations.
@@ -147,7 +150,7 @@ def verify_targets(path: Path) -> dict[str, float]:
     Raises:
         ConfigError: Unreadable, or a key that is not a target.
     """
-    table = _parse_toml(path).get("verify", {})
+    table = read_toml(path).get("verify", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{str(path)!r}: verify is {table!r}, expected a table [verify]")
     problems = [
@@ -177,15 +180,8 @@ def load_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _parse_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read settings from {str(path)!r}: {error}") from error
-
-
 def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
-    document = _parse_toml(path)
+    document = read_toml(path)
     table = document.get("train")
     if not isinstance(table, dict):
         return document

@@ -1,4 +1,7 @@
-"""Is the Hugging Face hub within reach? Asked once, answered within seconds, never retried."""
+"""Is the Hugging Face hub within reach? Asked once, answered within seconds, never retried.
+
+Light enough to ask before torch and transformers are imported.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+from cofi_deploy.errors import HubUnreachableError
+
+DEFAULT_MODEL = "bert-base-uncased"
 PROBE_TIMEOUT_S = 3.0
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -29,6 +36,40 @@ def why_unreachable() -> str | None:
     thread.start()
     thread.join(2 * PROBE_TIMEOUT_S)
     return answer[0] if answer else f"no answer from {hub_endpoint()}"
+
+
+def check_model_reachable(name: str, *, data_is_local: bool) -> None:
+    """Say at once that a model cannot be had, before the frameworks are imported.
+
+    Args:
+        name: As given for the model: a path, or a hub id.
+        data_is_local: Whether the data would need the hub, too.
+
+    Raises:
+        HubUnreachableError: A hub id that is not in the cache, and no hub.
+    """
+    if Path(name).exists() or name.startswith((".", "/", "~")) or _is_cached(name):
+        return
+    reason = why_unreachable()
+    if reason is None:
+        return
+    ways_on = ["give --model a local model directory"]
+    if not data_is_local:
+        ways_on.append("--data-dir a folder with the task's files (or --data your own)")
+    raise HubUnreachableError(
+        f"{name!r} is no local directory, not in the hub cache, and the hub cannot be reached "
+        f"({reason}); {' and '.join(ways_on)}, or fill the cache on a machine with a network"
+    )
+
+
+def _is_cached(name: str) -> bool:
+    import huggingface_hub  # noqa: PLC0415 - only a model that is no path needs it
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return True  # no hub id at all: let the model's own loading say so
 
 
 def _is_set(variable: str) -> bool:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
+import huggingface_hub
 import pytest
 
 from cofi_deploy import hub
+from cofi_deploy.errors import HubUnreachableError
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +64,36 @@ def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> No
 def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
     assert str(hub.why_unreachable()) == "HF_ENDPOINT is 'file:///etc', which is no http address"
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("data_is_local", [True, False], ids=["local-data", "hub-data"])
+def test_a_model_out_of_reach_names_the_ways_on(data_is_local: bool) -> None:
+    with pytest.raises(HubUnreachableError, match="'owner/name' is no local directory") as caught:
+        hub.check_model_reachable("owner/name", data_is_local=data_is_local)
+    assert "give --model a local model directory" in str(caught.value)
+    assert ("--data-dir" in str(caught.value)) is not data_is_local
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_local_or_cached_model_needs_no_hub(tmp_path: Path) -> None:
+    hub.check_model_reachable(str(tmp_path), data_is_local=True)
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    hub.check_model_reachable("owner/name", data_is_local=True)
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c"])
+def test_what_is_no_hub_id_is_left_to_the_loading_of_models(name: str) -> None:
+    hub.check_model_reachable(name, data_is_local=True)

@@ -14,14 +14,13 @@ from cofi_deploy.api.places import check_new_run, run_to_resume
 from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_bytes, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import CheckpointError, HubUnreachableError, UsageError
+from cofi_deploy.hub import DEFAULT_MODEL
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
 from cofi_deploy.results import git_commit, machine, versions
 from cofi_deploy.task_names import SQUAD_NAMES, check_task_arguments
 from cofi_deploy.tasks import Task, load_task
 from cofi_deploy.train.checks import checked_teacher
 from cofi_deploy.train.pipeline import Pipeline
-
-DEFAULT_MODEL = "bert-base-uncased"
 
 
 @dataclass(frozen=True, kw_only=True)

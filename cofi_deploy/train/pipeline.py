@@ -91,7 +91,8 @@ class Pipeline:
         check_budget(self.arch, settings)
         self.numerics = Numerics.choose(settings.precision)
         train = task.encode("train", tokenizer, limit=settings.train_limit or None)
-        selection = task.encode("selection", tokenizer, limit=_SELECTION_LIMIT)
+        limit = min(settings.validation_limit or _SELECTION_LIMIT, _SELECTION_LIMIT)
+        selection = task.encode("selection", tokenizer, limit=limit)
         for encoded in (train, selection):
             check_encoded(encoded, self.arch, model)
         batches = Batches(

@@ -164,6 +164,18 @@ def test_a_budget_of_parameters_is_met(train_tiny, tiny_run, tmp_path):
     assert abs(entry["encoder_parameters"] - total // 3) <= 0.005 * total
 
 
+def test_few_examples_are_scored_where_few_are_asked_for(train_tiny, tiny_run, tmp_path):
+    run = train_tiny(
+        tmp_path / "run",
+        teacher=tiny_run / "teacher",
+        settings={"sparsities": [0.6], "distill_epochs": 0.0, "validation_limit": 8},
+    )
+    document = read_json(run / "run.json")
+    assert document["result"]["examples"] == 8
+    # Eighths: the held-out slice is as small.
+    assert all(8 * stage["metric"] % 1 == 0 for stage in document["stages"].values())
+
+
 def test_more_parameters_than_there_are_is_refused(train_tiny, tmp_path):
     with pytest.raises(
         UsageError, match=r"--params is 999999999, but the encoder .* ask for fewer"
