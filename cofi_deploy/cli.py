@@ -20,6 +20,7 @@ from cofi_deploy.cli_options import (
     Group,
     Triple,
     common_options,
+    measuring_options,
     name_and_value,
     setting_overrides,
     verify_targets_of,
@@ -217,12 +218,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 
 @main.command()
 @click.argument("models", nargs=-1, type=_MODEL)
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
-)
+@measuring_options
 @click.option(
     "--point",
     "points",
@@ -233,23 +229,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 @click.option("--max-drop", type=float, help="Largest accepted loss of the metric, in points.")
 @click.option("--min-speedup", type=float, help="Smallest accepted speedup, everywhere.")
 @click.option("--require", multiple=True, help="Runtime whose absence is a failure; repeatable.")
-@click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
 @click.option("--limit", type=int, help="Score only so many examples.")
-@click.option(
-    "--repeats",
-    "min_repeats",
-    type=click.IntRange(2),
-    default=30,
-    show_default=True,
-    help="Rounds at the least, for each operating point.",
-)
-@click.option(
-    "--max-seconds",
-    type=float,
-    default=10.0,
-    show_default=True,
-    help="Of timing, for each operating point.",
-)
 @click.option("--task", help="Task, for two models that lie in no run.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Local files of --task.")
 @click.option("--data", help="Your own data, for --task text-classification or text-regression.")
@@ -301,34 +281,13 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
 
 @main.command()
 @click.argument("models", nargs=-1, type=_MODEL)
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
-)
+@measuring_options
 @click.option(
     "--point",
     "points",
     multiple=True,
     metavar="BATCHxLENGTH",
     help="Operating point.  [default: 1x128, 32x128]",
-)
-@click.option("--threads", type=int, help="Of one inference.  [default: physical cores]")
-@click.option(
-    "--repeats",
-    "min_repeats",
-    type=click.IntRange(2),
-    default=30,
-    show_default=True,
-    help="Rounds at the least, for each operating point.",
-)
-@click.option(
-    "--max-seconds",
-    type=float,
-    default=10.0,
-    show_default=True,
-    help="Of timing, for each operating point.",
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
 @common_options

@@ -91,6 +91,37 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return option(function)
 
 
+def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that times models: where, on how many threads, how long."""
+    options = (
+        click.option(
+            "--runtime",
+            "runtimes",
+            multiple=True,
+            help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
+        ),
+        click.option("--threads", type=int, help="Of one inference.  [default: physical cores]"),
+        click.option(
+            "--repeats",
+            "min_repeats",
+            type=click.IntRange(2),
+            default=30,
+            show_default=True,
+            help="Rounds at the least, for each operating point.",
+        ),
+        click.option(
+            "--max-seconds",
+            type=float,
+            default=10.0,
+            show_default=True,
+            help="Of timing, for each operating point.",
+        ),
+    )
+    for option in reversed(options):  # the last one applied is the first one in the help
+        function = option(function)
+    return function
+
+
 def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Flags that are settings, by the settings' names."""
     budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]

@@ -64,7 +64,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     """Fine-tune or take a teacher, prune with distillation, cut, fine-tune the small model.
 
     Args:
-        task: One of `cofi_deploy.tasks.TASK_NAMES`.
+        task: One of `cofi_deploy.task_names.TASK_NAMES`.
         model: Dense checkpoint, hub id or directory, of a supported family; by default the
             teacher where one is given, else `DEFAULT_MODEL`.
         teacher: Fine-tuned dense checkpoint to take instead of training one.

@@ -12,7 +12,7 @@ from tests.builders import dense_arch
 
 RUN: dict[str, Any] = {
     "task": {"name": "mrpc"},
-    "model": "/home/somebody/all: MiniLM",
+    "model": "/models/all: MiniLM",
     "recipe": "fast",
     "settings": {"seed": 7},
     "versions": {"cofi-deploy": "0.1.0"},
