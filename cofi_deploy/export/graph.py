@@ -4,29 +4,24 @@ Nothing is inferred: head counts are constants of each Reshape, batch and length
 (0), a LayerNorm is one node, and every initializer carries the name of our parameter. Tracing
 exporters merge equal constants under one parameter's name, compute shapes at run time and warn of
 their own internals. What is written here is compared with PyTorch before it is kept; next file:
-`onnx.py`.
-
-Weights of linear maps are stored transposed, (in, out), because MatMul takes them that way.
+`onnx.py`. How numbers are stored and converted is the business of `graph_builder.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import ExportError
+from cofi_deploy.export.graph_builder import Array, GraphBuilder
+from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.kinds import INPUT_NAMES, TaskKind, is_per_token, output_names
 from cofi_deploy.model import MASKED_SCORE, CofiPreTrainedModel
-
-Precision = Literal["fp32", "fp16"]
-Array = npt.NDArray[Any]
 
 BATCH = "batch"
 SEQUENCE = "sequence"
@@ -34,140 +29,83 @@ SEQUENCE = "sequence"
 # Gelu became an operator of its own in this opset; before, it is written with Erf.
 _GELU_OPSET = 20
 _PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single-file model must stay below 2 GiB
-_DTYPES: dict[Precision, Any] = {"fp32": np.float32, "fp16": np.float16}
-_ONNX_TYPES: dict[Precision, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 def onnx_from_model(
-    model: CofiPreTrainedModel, *, opset: int, precision: Precision = "fp32"
+    model: CofiPreTrainedModel, *, opset: int, numerics: Numerics = FP32
 ) -> onnx.ModelProto:
     """Write the graph of ``model``.
 
-    In fp16 the matrix products, softmax and activations are half precision; every LayerNorm and
-    the task's head stay fp32 between explicit casts, as strongly typed runtimes need it. Inputs
-    are int64 and outputs fp32 in either case.
+    Where precisions meet there are explicit casts, as strongly typed runtimes need them. Inputs
+    are int64 and outputs fp32 in all of them.
 
     Raises:
         ExportError: An activation without a translation, or weights beyond 2 GiB.
     """
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    total = sum(array.size for array in weights.values()) * np.dtype(_DTYPES[precision]).itemsize
-    if total > _PROTOBUF_LIMIT:
-        raise ExportError(
-            f"the weights take {total / 2**30:.2f} GiB at {precision}, but a single ONNX file "
-            "holds at most 2 GiB; prune the model further or export at fp16"
-        )
-    graph = _Graph(weights, opset=opset, precision=precision)
+    _check_size(weights, numerics.precision)
+    graph = GraphBuilder(weights, opset=opset, numerics=numerics)
     states = _encoder(graph, model.arch)
     _head(graph, states, model.arch, model.kind)
     labels = weights["classifier.weight"].shape[0]
     return _model_proto(graph, model.kind, labels)
 
 
-class _Graph:
-    """Collects nodes and initializers; each method returns the name of the tensor it adds."""
-
-    def __init__(self, weights: Mapping[str, Array], *, opset: int, precision: Precision) -> None:
-        self.weights = weights
-        self.opset = opset
-        self.precision = precision
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output; both are called ``name``."""
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: Array) -> str:
-        """Add an initializer; the same name must stand for the same value."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
-        return name
-
-    def number(self, name: str, value: float) -> str:
-        """A scalar of the graph's precision."""
-        return self.constant(name, np.asarray(value, dtype=_DTYPES[self.precision]))
-
-    def integers(self, name: str, values: Sequence[int]) -> str:
-        """A list of int64, for axes and shapes."""
-        return self.constant(name, np.asarray(values, dtype=np.int64))
-
-    def parameter(self, name: str, *, transpose: bool = False, exact: bool = False) -> str:
-        """A weight of the model under its own name; ``exact`` keeps fp32."""
-        value = self.weights[name]
-        value = value.T if transpose else value
-        return self.constant(name, value.astype(np.float32 if exact else _DTYPES[self.precision]))
-
-    def linear(self, x: str, module: str, *, exact: bool = False, output: str | None = None) -> str:
-        """``x @ W.T + b`` over the last axis."""
-        weight = self.parameter(f"{module}.weight", transpose=True, exact=exact)
-        product = self.node("MatMul", [x, weight], f"{module}.product")
-        bias = self.parameter(f"{module}.bias", exact=exact)
-        return self.node("Add", [product, bias], output or f"{module}.out")
-
-    def norm(self, x: str, module: str, eps: float) -> str:
-        """LayerNorm over the last axis, always computed in fp32."""
-        x = self.cast(x, "fp32", f"{module}.in_fp32")
-        weight = self.parameter(f"{module}.weight", exact=True)
-        bias = self.parameter(f"{module}.bias", exact=True)
-        out = self.node(
-            "LayerNormalization", [x, weight, bias], f"{module}.out", axis=-1, epsilon=eps
+def _check_size(weights: Mapping[str, Array], precision: Precision) -> None:
+    total = sum(array.size for array in weights.values()) * _BYTES[precision]
+    if total > _PROTOBUF_LIMIT:
+        raise ExportError(
+            f"the weights take {total / 2**30:.2f} GiB at {precision}, but a single ONNX file "
+            "holds at most 2 GiB; prune the model further or export at fp16"
         )
-        return self.cast(out, self.precision, f"{module}.out_{self.precision}")
-
-    def cast(self, x: str, to: Precision, name: str) -> str:
-        """Change the precision, in a graph that is not fp32 throughout."""
-        if self.precision == "fp32":
-            return x
-        return self.node("Cast", [x], name, to=_ONNX_TYPES[to])
 
 
-def _encoder(graph: _Graph, arch: Arch) -> str:
-    x = _embeddings(graph, arch)
+def _encoder(graph: GraphBuilder, arch: Arch) -> str:
+    with graph.sublayer("encoder.embeddings"):
+        x = _embeddings(graph, arch)
     bias = _attention_bias(graph)
     for index, layer in enumerate(arch.layers):
+        module = f"encoder.layers.{index}"
         if layer.heads:
-            x = _attention(graph, x, bias, arch, index)
+            with graph.sublayer(f"{module}.attention"):
+                x = _attention(graph, graph.enter(x), graph.enter(bias), arch, index)
         if layer.ffn:
-            x = _ffn(graph, x, f"encoder.layers.{index}.ffn", arch)
+            with graph.sublayer(f"{module}.ffn"):
+                x = _ffn(graph, graph.enter(x), f"{module}.ffn", arch)
     return x
 
 
-def _embeddings(graph: _Graph, arch: Arch) -> str:
+def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
     tables = "encoder.embeddings"
-    word = graph.node(
-        "Gather", [graph.parameter(f"{tables}.word.weight"), "input_ids"], f"{tables}.words"
-    )
-    types = graph.node(
-        "Gather",
-        [graph.parameter(f"{tables}.token_type.weight"), "token_type_ids"],
-        f"{tables}.types",
-    )
+
+    def rows_of(ids: str) -> Callable[[str, str], str]:
+        return lambda table, output: graph.node("Gather", [table, ids], output)
+
+    def first_rows(table: str, output: str) -> str:
+        zero = graph.integers("zero", [0])
+        return graph.node("Slice", [table, zero, length, zero], output)
+
+    word = graph.rows(f"{tables}.word.weight", rows_of("input_ids"), f"{tables}.words")
+    types = graph.rows(f"{tables}.token_type.weight", rows_of("token_type_ids"), f"{tables}.types")
     length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
-    rows = [
-        graph.parameter(f"{tables}.position.weight"),
-        graph.integers("zero", [0]),
-        length,
-        graph.integers("zero", [0]),
-    ]
-    positions = graph.node("Slice", rows, f"{tables}.positions")  # (sequence, hidden)
+    positions = graph.rows(f"{tables}.position.weight", first_rows, f"{tables}.positions")
     x = graph.node("Add", [word, types], f"{tables}.words_and_types")
-    x = graph.node("Add", [x, positions], f"{tables}.sum")
+    x = graph.node("Add", [x, positions], f"{tables}.sum")  # (batch, sequence, hidden)
     return graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
 
 
-def _attention_bias(graph: _Graph) -> str:
+def _attention_bias(graph: GraphBuilder) -> str:
     """0 for tokens, a large negative number for padding: (batch, 1, 1, sequence)."""
     mask = graph.node(
         "Unsqueeze", ["attention_mask", graph.integers("mask_axes", [1, 2])], "mask.expanded"
     )
-    mask = graph.node("Cast", [mask], "mask.number", to=_ONNX_TYPES[graph.precision])
+    mask = graph.to_usual(mask, "mask.number")
     padding = graph.node("Sub", [graph.number("one", 1.0), mask], "mask.padding")
     return graph.node("Mul", [padding, graph.number("masked_score", MASKED_SCORE)], "mask.bias")
 
 
-def _attention(graph: _Graph, x: str, bias: str, arch: Arch, index: int) -> str:
+def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -> str:
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
     split = graph.integers(f"split_{heads}_heads", [0, 0, heads, size])
@@ -186,7 +124,7 @@ def _attention(graph: _Graph, x: str, bias: str, arch: Arch, index: int) -> str:
     value = heads_of("value", graph.linear(x, f"{module}.value"), (0, 2, 1, 3))
     scores = graph.node("MatMul", [query, key], f"{module}.scores")
     scores = graph.node("Add", [scores, bias], f"{module}.scores.masked")
-    weights = graph.node("Softmax", [scores], f"{module}.weights", axis=-1)
+    weights = graph.softmax(scores, f"{module}.weights")
     context = graph.node("MatMul", [weights, value], f"{module}.context")
     context = graph.node("Transpose", [context], f"{module}.context.rows", perm=(0, 2, 1, 3))
     context = graph.node("Reshape", [context, merge], f"{module}.context.merged")
@@ -195,7 +133,7 @@ def _attention(graph: _Graph, x: str, bias: str, arch: Arch, index: int) -> str:
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 
-def _ffn(graph: _Graph, x: str, module: str, arch: Arch) -> str:
+def _ffn(graph: GraphBuilder, x: str, module: str, arch: Arch) -> str:
     inner = graph.linear(x, f"{module}.up")
     inner = _activation(graph, inner, f"{module}.activation", arch.activation)
     out = graph.linear(inner, f"{module}.down")
@@ -203,7 +141,7 @@ def _ffn(graph: _Graph, x: str, module: str, arch: Arch) -> str:
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 
-def _activation(graph: _Graph, x: str, name: str, activation: str) -> str:
+def _activation(graph: GraphBuilder, x: str, name: str, activation: str) -> str:
     if activation == "gelu":
         return _gelu(graph, x, name)
     if activation == "relu":
@@ -215,7 +153,7 @@ def _activation(graph: _Graph, x: str, name: str, activation: str) -> str:
     )
 
 
-def _gelu(graph: _Graph, x: str, name: str) -> str:
+def _gelu(graph: GraphBuilder, x: str, name: str) -> str:
     """The exact Gelu; below opset 20 in the order of operations that runtimes fuse."""
     if graph.opset >= _GELU_OPSET:
         return graph.node("Gelu", [x], name)
@@ -226,8 +164,8 @@ def _gelu(graph: _Graph, x: str, name: str) -> str:
     return graph.node("Mul", [inner, graph.number("half", 0.5)], name)
 
 
-def _head(graph: _Graph, x: str, arch: Arch, kind: TaskKind) -> None:
-    x = graph.cast(x, "fp32", "head.in_fp32")
+def _head(graph: GraphBuilder, x: str, arch: Arch, kind: TaskKind) -> None:
+    x = graph.exact(x, "head.in_fp32")
     if not is_per_token(kind):
         if arch.pooler is None:
             raise ExportError("a classifier needs an Arch with a pooler, got pooler None")
@@ -243,7 +181,7 @@ def _head(graph: _Graph, x: str, arch: Arch, kind: TaskKind) -> None:
         graph.node("Gather", [logits, place], name, axis=2)  # (batch, sequence)
 
 
-def _model_proto(graph: _Graph, kind: TaskKind, labels: int) -> onnx.ModelProto:
+def _model_proto(graph: GraphBuilder, kind: TaskKind, labels: int) -> onnx.ModelProto:
     shapes: dict[TaskKind, list[str | int]] = {
         "text-classification": [BATCH, labels],
         "text-regression": [BATCH, labels],

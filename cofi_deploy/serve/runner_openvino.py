@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 _DEVICE = "CPU"
 
+# What an artifact of each precision may be computed in; the first is what it is made for. fp16 is
+# how weights are stored, the processor computes in fp32.
+_COMPUTED = {
+    "fp32": ("fp32", "bf16"),
+    "fp16": ("fp16", "bf16"),
+    "bf16": ("bf16", "fp32"),
+    "int8": ("int8",),
+}
+
 
 def unavailable(runtime: str) -> str | None:
     """The package is not installed."""
@@ -29,8 +38,9 @@ def unavailable(runtime: str) -> str | None:
 def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     """Open an OpenVINO export with the latency hint.
 
-    An fp32 artifact may be run in bf16 (``settings.precision``) on processors that have it.
-    OpenVINO would choose bf16 there by itself; here it does what it is told.
+    An fp32 artifact may be run in bf16 (``settings.precision``) on processors that have it, a
+    bf16 one in fp32 on those that have not. OpenVINO would choose by itself; here it does what it
+    is told.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -45,13 +55,13 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     manifest, path = open_export(artifact, settings.runtime, "openvino", ".xml")
     core = openvino.Core()
     precision = settings.precision or manifest.precision
-    check_precision(settings.runtime, precision, (manifest.precision, "bf16"))
+    check_precision(settings.runtime, precision, _COMPUTED[manifest.precision])
     if precision == "bf16" and "BF16" not in core.get_property(
         _DEVICE, "OPTIMIZATION_CAPABILITIES"
     ):
         raise RunnerError(
             "openvino: precision is 'bf16', but this processor has no bf16 (AVX512-BF16 or AMX); "
-            f"use {manifest.precision!r}"
+            f"use {next(name for name in _COMPUTED[manifest.precision] if name != 'bf16')!r}"
         )
     config = {
         "PERFORMANCE_HINT": "LATENCY",

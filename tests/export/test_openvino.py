@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from cofi_deploy.arch import Arch, LayerArch
-from cofi_deploy.errors import ExportError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from cofi_deploy.export import openvino as exporter
 from cofi_deploy.export.openvino import export_openvino, openvino_infer
 from cofi_deploy.exports import check_export
 from cofi_deploy.kinds import TASK_KINDS, output_names
 from cofi_deploy.loading import load
+
+WIDE = {"layers": (LayerArch(heads=4, ffn=64),) * 3, "hidden": 32}  # what int8 gains from
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 
@@ -63,25 +65,26 @@ def test_weights_stay_fp32_and_metadata_says_what_the_model_is(write_model, tmp_
     assert "model.onnx" not in manifest.files
 
 
-def test_compressed_weights_take_half_the_space(write_model, tmp_path):
-    sizes = {
-        compress: (
-            export_openvino(write_model(), tmp_path / str(compress), compress_to_fp16=compress)
-            / "openvino_model.bin"
-        )
-        .stat()
-        .st_size
-        for compress in (False, True)
-    }
-    assert sizes[True] < 0.6 * sizes[False]
-    assert check_export(tmp_path / "True").precision == "fp16"
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.6)])
+def test_lossy_weights_take_less_space_and_answer_nearly_the_same(
+    precision, share, write_model, random_inputs, tmp_path
+):
+    plain = export_openvino(write_model(**WIDE), tmp_path / "fp32")
+    lossy = export_openvino(write_model(**WIDE), tmp_path / precision, precision=precision)
+    sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (plain, lossy)]
+    assert sizes[1] < share * sizes[0]
+    assert check_export(lossy).precision == precision
+    inputs = random_inputs(4, 30)
+    answers = [openvino_infer(folder / "openvino_model.xml")(inputs) for folder in (plain, lossy)]
+    difference = np.abs(answers[0]["logits"] - answers[1]["logits"]).max()
+    assert 0 < difference < 0.1 * np.abs(answers[0]["logits"]).max()
 
 
 def test_an_ir_that_answers_otherwise_is_refused(write_model, tmp_path, monkeypatch):
     honest = exporter.openvino_infer
 
-    def altered(path):
-        infer = honest(path)
+    def altered(path, **options):
+        infer = honest(path, **options)
         return lambda inputs: {name: array + 0.5 for name, array in infer(inputs).items()}
 
     monkeypatch.setattr(exporter, "openvino_infer", altered)
@@ -105,3 +108,33 @@ def test_a_missing_package_names_the_install_line(write_model, tmp_path, monkeyp
     )
     with pytest.raises(MissingDependencyError, match=re.escape(words)):
         export_openvino(write_model(), tmp_path / "openvino")
+
+
+def test_int8_products_are_computed_on_bytes(write_model, tmp_path):
+    directory = export_openvino(write_model(**WIDE), tmp_path / "int8", precision="int8")
+    compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU")
+    info = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    products = [item for item in info if item["layerType"].astype(str) == "FullyConnected"]
+    on_bytes = [item for item in products if item["runtimePrecision"].astype(str) == "u8"]
+    assert len(on_bytes) == 3 * 6
+    assert len(products) == 3 * 6 + 2  # pooler and classifier
+
+
+def test_bf16_is_compared_at_fp32_where_the_processor_lacks_it(
+    write_model, tmp_path, monkeypatch, caplog
+):
+    class OldCore(openvino.Core):
+        def get_property(self, *names):
+            return (
+                ["FP32"] if "OPTIMIZATION_CAPABILITIES" in names else super().get_property(*names)
+            )
+
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    export_openvino(write_model(), tmp_path / "openvino", precision="bf16")
+    assert "this processor has no bf16: openvino_model.xml is compared" in caplog.text
+
+
+def test_an_unknown_precision_names_what_is_allowed(write_model, tmp_path):
+    words = "precision is 'int4', allowed: fp32, fp16, bf16, int8"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        export_openvino(write_model(), tmp_path / "openvino", precision="int4")
