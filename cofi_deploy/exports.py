@@ -26,14 +26,15 @@ EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 class TextParity:
     """How closely a lossy artifact answers like PyTorch, on real text of its task.
 
-    ``metric`` is the artifact's and ``metric_pytorch`` PyTorch's on the same examples, which were
-    held out from training; both are None where the text has no labels.
+    ``metric`` is the artifact's and ``metric_pytorch`` PyTorch's, with the whole vocabulary, on the
+    same examples, which were held out from training; both are None where the text has no labels.
+    ``max_abs_logit_diff`` is None where a cut vocabulary gave other tokens.
     """
 
     source: str
     examples: int
     agreement: float
-    max_abs_logit_diff: float
+    max_abs_logit_diff: float | None
     metric_name: str | None = None
     metric: float | None = None
     metric_pytorch: float | None = None

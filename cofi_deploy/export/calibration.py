@@ -55,13 +55,12 @@ class CalibrationText:
 
 
 def calibration_from_task(task: Task) -> CalibrationText:
-    """The training examples of a task, those held out for selection included.
+    """The training examples of a task, without those held out, which are to judge by.
 
     Raises:
         DataError: The training data is missing or unusable.
     """
-    splits = [task.splits[name] for name in ("train", CHECK_SPLIT)]
-    texts = [(example.text, example.text_pair) for split in splits for example in split.examples]
+    texts = [(example.text, example.text_pair) for example in task.splits["train"].examples]
     return CalibrationText(
         texts=tuple(dict.fromkeys(texts)),
         max_length=task.max_length,

@@ -8,6 +8,7 @@ and transformers.js conventions accept. The graph itself is written in `graph.py
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cofi_deploy.export.manifest import (
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.sizes import size_by_part
-from cofi_deploy.export.text_parity import check_answers
+from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
@@ -82,12 +83,19 @@ def export_onnx(
     check_precision(precision)
     if opset not in OPSETS:
         raise ConfigError(f"opset is {opset}, allowed: {OPSETS.start} to {OPSETS.stop - 1}")
-    source, model, options = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    source, model = opened.source, opened.model
     rows = calibration_rows(source, text)
     numerics = choose_numerics(model, precision, rows, static=text is not None)
     with atomic_directory(output) as directory:
-        file = directory / MODEL_FILE
-        parity = write_onnx(source, model, file, opset=opset, numerics=numerics, text=text)
+        parity = write_onnx(
+            source,
+            model,
+            directory / MODEL_FILE,
+            opset=opset,
+            numerics=numerics,
+            yardstick=opened.yardstick,
+        )
         write_config_and_tokenizer(source, directory)
         write_manifest(
             directory,
@@ -95,28 +103,41 @@ def export_onnx(
             export_format="onnx",
             precision=precision,
             parity=parity,
-            options={"opset": opset, **options, **numerics.to_json()},
+            options={"opset": opset, **opened.options, **numerics.to_json()},
             size_by_part=size_by_part(directory),
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What is exported, what it is judged by, and what `export.json` says of both."""
+
+    source: Source
+    model: CofiPreTrainedModel
+    yardstick: Yardstick | None
+    options: dict[str, Any]
+
+
 def open_for_export(
     model_dir: Path | str, text: CalibrationText | None, *, shrink_embeddings: bool
-) -> tuple[Source, CofiPreTrainedModel, dict[str, Any]]:
-    """Load the source, with the vocabulary cut where asked, and what `export.json` says of that.
+) -> Opened:
+    """Load the source, with the vocabulary cut where asked.
 
     Raises:
         ConfigError: A vocabulary to cut without text, or with a tokenizer that cannot be cut.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     source, model = open_source(model_dir)
+    yardstick = None
+    if text is not None:
+        yardstick = Yardstick(text=text, tokenizer=source.tokenizer, model=model)
     options = text_options(text)
     if shrink_embeddings:
         source, model = shrink_vocabulary(source, model, text)
         options["shrink_embeddings"] = True
-    return source, model, options
+    return Opened(source=source, model=model, yardstick=yardstick, options=options)
 
 
 def write_onnx(
@@ -126,7 +147,7 @@ def write_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     numerics: Numerics = FP32,
-    text: CalibrationText | None = None,
+    yardstick: Yardstick | None = None,
 ) -> ExportParity:
     """Write and check one ONNX file.
 
@@ -141,7 +162,12 @@ def write_onnx(
     check_onnx(path, source.arch)
     infer = onnxruntime_infer(path)
     return check_answers(
-        infer, source, model, runtime=_RUNTIME, precision=numerics.precision, text=text
+        infer,
+        source,
+        model,
+        runtime=_RUNTIME,
+        precision=numerics.precision,
+        yardstick=yardstick,
     )
 
 

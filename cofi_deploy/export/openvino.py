@@ -69,7 +69,8 @@ def export_openvino(
     """
     check_precision(precision)
     openvino = _import_openvino()
-    source, model, options = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    source, model = opened.source, opened.model
     # fp16 is a way of storing the fp32 graph here, not of computing.
     of_graph: Precision = "fp32" if precision == "fp16" else precision
     numerics = choose_numerics(model, of_graph, calibration_rows(source, text))
@@ -83,7 +84,12 @@ def export_openvino(
         onnx_file.unlink()
         infer = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
         parity = check_answers(
-            infer, source, model, runtime=_RUNTIME, precision=precision, text=text
+            infer,
+            source,
+            model,
+            runtime=_RUNTIME,
+            precision=precision,
+            yardstick=opened.yardstick,
         )
         write_config_and_tokenizer(source, directory)
         write_manifest(
@@ -92,7 +98,7 @@ def export_openvino(
             export_format="openvino",
             precision=precision,
             parity=parity,
-            options={**options, **numerics.to_json()},
+            options={**opened.options, **numerics.to_json()},
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output

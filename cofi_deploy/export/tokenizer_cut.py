@@ -1,13 +1,15 @@
 """A tokenizer with a smaller vocabulary that splits given text as before, and can split any other.
 
-Comes in: a fast tokenizer and the ids that the text needs. Goes out: the tokenizer cut to them and
-to every single character (WordPiece) or byte (byte-level BPE), with new ids, and the old id behind
-each new one. Next file: `vocabulary.py`, which cuts the table of embeddings to match.
+Comes in: a fast tokenizer and the ids that the text needs. Goes out: the tokenizer cut to them, to
+every single character (WordPiece) or byte (byte-level BPE) and to the most common other pieces,
+with new ids, and the old id behind each new one. Next file: `vocabulary.py`, which cuts the table
+of embeddings to match.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,17 +23,22 @@ from cofi_deploy.loading import load_tokenizer, save_tokenizer
 # Older forms of the same vocabulary, which would contradict tokenizer.json.
 _OTHER_FORMS = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
 
+# Places that BERT's vocabularies keep free.
+_UNUSED = re.compile(r"\[unused\d+\]")
+
 _Merge = tuple[str, str]
 
 
 def cut_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, used: Collection[int]
+    tokenizer: PreTrainedTokenizerBase, used: Collection[int], *, common: int = 0
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """Cut a fast tokenizer.
 
     Args:
         tokenizer: WordPiece or byte-level BPE.
         used: Ids of the pieces that must stay.
+        common: Where fewer pieces than that must stay, the most common others do, too: both types
+            of vocabulary are in the order in which they were learnt, the most common first.
 
     Returns:
         The new tokenizer, and for each of its ids the old one, in ascending order.
@@ -45,7 +52,8 @@ def cut_tokenizer(
         for name in _OTHER_FORMS:
             (directory / name).unlink(missing_ok=True)
         document = _read(directory / "tokenizer.json")
-        old_ids = sorted(_kept_ids(document, used))
+        needed = _needed_ids(document, used)
+        old_ids = sorted(_needed_ids(document, _with_common(document, needed, common)))
         new_ids = {old: new for new, old in enumerate(old_ids)}
         _renumber(document, new_ids)
         _write(directory / "tokenizer.json", document)
@@ -53,7 +61,16 @@ def cut_tokenizer(
         return load_tokenizer(directory), old_ids
 
 
-def _kept_ids(document: Mapping[str, Any], used: Collection[int]) -> set[int]:
+def _with_common(document: Mapping[str, Any], needed: set[int], common: int) -> set[int]:
+    """``needed`` and the first pieces of the vocabulary, up to ``common`` in all."""
+    candidates = sorted(
+        i for piece, i in document["model"]["vocab"].items() if not _UNUSED.fullmatch(piece)
+    )
+    others = [i for i in candidates if i not in needed]
+    return needed | set(others[: max(0, common - len(needed))])
+
+
+def _needed_ids(document: Mapping[str, Any], used: Collection[int]) -> set[int]:
     """Ids in use, of special tokens, of single characters or bytes, and of what merges need."""
     model = document["model"]
     special = {token["id"] for token in document["added_tokens"]}

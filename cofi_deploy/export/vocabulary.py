@@ -22,6 +22,12 @@ from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
 
 logger = logging.getLogger(__name__)
 
+# Share of the vocabulary that stays in any case, the most common pieces first: text that was not
+# seen has other words, too. Measured on 1,500 unseen tweets with a MiniLM at 95 %: with the pieces
+# of 3,240 training tweets alone (a third of the vocabulary) 2.2 % of the predictions change, with
+# half of it 0.9 %, with two thirds 0.6 %.
+KEPT_SHARE = 0.5
+
 _TABLE = "encoder.embeddings.word.weight"
 _TEXTS_AT_ONCE = 4096
 
@@ -43,7 +49,8 @@ def shrink_vocabulary(
     texts = list(dict.fromkeys(part for pair in text.texts for part in pair if part is not None))
     used = {i for ids in _encode(source.tokenizer, texts) for i in ids}
     used.add(model.arch.pad_token_id)
-    tokenizer, old_ids = cut_tokenizer(source.tokenizer, used)
+    common = int(KEPT_SHARE * len(source.tokenizer))
+    tokenizer, old_ids = cut_tokenizer(source.tokenizer, used, common=common)
     _check_same_pieces(source.tokenizer, tokenizer, old_ids, texts)
     small = _with_rows(model, old_ids)
     logger.info(

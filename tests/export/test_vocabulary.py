@@ -48,10 +48,10 @@ def wordpiece() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=400, special_tokens=[*SPECIAL, "[unused0]"], show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
+    pieces = {**tokenizer.get_vocab(), "[unused0]": tokenizer.get_vocab_size()}
+    tokenizer.model = models.WordPiece(pieces, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -176,6 +176,7 @@ def test_an_export_carries_the_cut_tokenizer_and_is_opened_by_a_runner(model_dir
     )
     assert manifest.options["shrink_embeddings"] is True
     assert "--shrink-embeddings" in rebuild_command(manifest)
+    assert "/cofi-deploy-" not in (directory / "tokenizer_config.json").read_text()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     encoded = tokenizer(TEXTS[0], return_tensors="np", return_token_type_ids=True)
     with open_runner(directory, "onnxruntime-cpu", threads=1) as runner:
@@ -219,12 +220,28 @@ def test_another_type_of_tokenizer_is_refused_by_name(tmp_path):
 def test_a_cut_that_would_split_the_text_otherwise_is_refused(model_dir, monkeypatch):
     honest = vocabulary.cut_tokenizer
 
-    def forgetful(tokenizer, used):
+    def forgetful(tokenizer, used, **_):
         return honest(tokenizer, [i for i in used if i < 10])
 
     monkeypatch.setattr(vocabulary, "cut_tokenizer", forgetful)
     with pytest.raises(ExportError, match="the cut vocabulary splits 'The delivery came two days"):
         shrink_vocabulary(*open_source(model_dir), text_of(*TEXTS))
+
+
+def test_common_pieces_stay_where_the_text_needs_few(model_dir, monkeypatch):
+    source, model = open_source(model_dir)
+    sizes = {}
+    for share in (0.0, 0.99):
+        monkeypatch.setattr(vocabulary, "KEPT_SHARE", share)
+        cut, small = shrink_vocabulary(source, model, text_of("a box"))
+        sizes[share] = small.arch.vocab_size
+        assert "[unused0]" not in cut.tokenizer.get_vocab()
+    assert sizes[0.0] < sizes[0.99]
+    assert sizes[0.99] >= int(0.99 * len(source.tokenizer)) - 1
+    # The most common ones: what is left out has the highest ids.
+    before, after = source.tokenizer.get_vocab(), cut.tokenizer.get_vocab()
+    gone = [i for piece, i in before.items() if piece not in after and "unused" not in piece]
+    assert min(gone, default=len(before)) >= 0.9 * len(before)
 
 
 def test_pairs_count_with_both_their_texts(model_dir):
