@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cofi_deploy.artifacts import atomic_directory
-from cofi_deploy.errors import ExportError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows
 from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
@@ -26,7 +26,16 @@ from cofi_deploy.export.manifest import (
 from cofi_deploy.export.numerics import Precision, check_precision
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
 from cofi_deploy.export.onnx import open_for_export, write_onnx
-from cofi_deploy.export.parity import Infer, Inputs, Outputs
+from cofi_deploy.export.parity import (
+    RELATIVE_TOLERANCE,
+    TOLERANCE,
+    Infer,
+    Inputs,
+    Outputs,
+    batch_of,
+    largest_difference,
+    largest_value,
+)
 from cofi_deploy.export.text_parity import check_answers
 
 logger = logging.getLogger(__name__)
@@ -36,6 +45,8 @@ METADATA_SECTION = "cofi_deploy"
 
 _RUNTIME = "openvino"
 
+Shape = tuple[int, int]  # (batch, sequence)
+
 
 def export_openvino(
     model_dir: Path | str,
@@ -44,6 +55,7 @@ def export_openvino(
     precision: Precision = "fp32",
     text: CalibrationText | None = None,
     shrink_embeddings: bool = False,
+    shape: Shape | None = None,
 ) -> Path:
     """Write an OpenVINO directory: openvino_model.xml/.bin, config, tokenizer, export.json.
 
@@ -57,12 +69,15 @@ def export_openvino(
         precision: See above.
         text: Real text of the task, which a lossy artifact is judged on.
         shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shape: The one (batch, length) that the artifact computes, padding what is smaller; by
+            default any.
 
     Returns:
         ``output``.
 
     Raises:
-        ConfigError: A precision that is not supported, or a vocabulary to shrink to without text.
+        ConfigError: A precision that is not supported, a vocabulary to shrink to without text, or
+            a shape that the model cannot take.
         MissingDependencyError: OpenVINO is not installed.
         ExportError: OpenVINO refuses the graph, or its answers differ from PyTorch.
         ArtifactError: The source is corrupt, unsafe or incomplete.
@@ -71,6 +86,7 @@ def export_openvino(
     openvino = _import_openvino()
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
     source, model = opened.source, opened.model
+    _check_shape(shape, source)
     # fp16 is a way of storing the fp32 graph here, not of computing.
     of_graph: Precision = "fp32" if precision == "fp16" else precision
     numerics = choose_numerics(model, of_graph, calibration_rows(source, text))
@@ -91,6 +107,12 @@ def export_openvino(
             precision=precision,
             yardstick=opened.yardstick,
         )
+        if shape is not None:
+            openvino.save_model(
+                _static(ir, shape), directory / MODEL_FILE, compress_to_fp16=is_half
+            )
+            fixed = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
+            _check_same(infer, fixed, source, shape, precision)
         write_config_and_tokenizer(source, directory)
         write_manifest(
             directory,
@@ -98,7 +120,7 @@ def export_openvino(
             export_format="openvino",
             precision=precision,
             parity=parity,
-            options={**opened.options, **numerics.to_json()},
+            options={**opened.options, **numerics.to_json(), **_shape_options(shape)},
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output
@@ -141,6 +163,50 @@ def _ir_from_onnx(openvino: ModuleType, onnx_file: Path, source: Source) -> Any:
     for key, value in metadata(source).items():
         ir.set_rt_info(value, [METADATA_SECTION, key])
     return ir
+
+
+def _check_shape(shape: Shape | None, source: Source) -> None:
+    longest = source.arch.max_positions
+    if shape is not None and not (shape[0] >= 1 and 1 <= shape[1] <= longest):
+        raise ConfigError(
+            f"shape is {shape[0]}x{shape[1]}, allowed: a batch of 1 and up, a length of 1 to "
+            f"{longest}"
+        )
+
+
+def _static(ir: Any, shape: Shape) -> Any:
+    """The model with one shape for all of its inputs."""
+    ir.reshape({port.get_any_name(): list(shape) for port in ir.inputs})
+    return ir
+
+
+def _check_same(
+    dynamic: Infer, static: Infer, source: Source, shape: Shape, precision: Precision
+) -> None:
+    """The static graph must answer like the dynamic one, which was compared with PyTorch.
+
+    Not to the last bit: other kernels may be chosen, and sums in another order tip some bytes.
+
+    Raises:
+        ExportError: It does not.
+    """
+    batch, length = shape
+    rows = [(ids[:length], types[:length]) for ids, types in calibration_rows(source, None)]
+    rows = (rows * (batch // len(rows) + 1))[:batch]
+    inputs = batch_of(rows, pad_to=length, pad_id=source.arch.pad_token_id)
+    expected, got = [dynamic(inputs)], [static(inputs)]
+    difference = largest_difference(expected, got)
+    tolerance = max(TOLERANCE[precision], RELATIVE_TOLERANCE[precision] * largest_value(expected))
+    if not difference <= tolerance:
+        raise ExportError(
+            f"OpenVINO's graph of shape {batch}x{length} differs from the dynamic one by "
+            f"{difference:.2e}; export without a fixed shape"
+        )
+
+
+def _shape_options(shape: Shape | None) -> dict[str, list[int]]:
+    """The flags that fix a shape: smallest, usual and largest size are one."""
+    return {} if shape is None else {"batch_size": [shape[0]] * 3, "seq_len": [shape[1]] * 3}
 
 
 def _import_openvino() -> ModuleType:
