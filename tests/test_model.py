@@ -319,7 +319,7 @@ def test_a_deeper_checkpoint_than_its_config_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "distilbert"}, "model family 'distilbert' is not supported; allowed: bert"),
+        ({"model_type": "albert"}, "model family 'albert' is not supported; allowed: bert"),
         ({"model_type": "bart"}, "did you mean 'bert'?"),
         (
             {"position_embedding_type": "relative_key"},
