@@ -33,6 +33,7 @@ SEQUENCE = "sequence"
 
 # Gelu became an operator of its own in this opset; before, it is written with Erf.
 _GELU_OPSET = 20
+_OPERATORS = {"relu": "Relu", "tanh": "Tanh"}
 _PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single-file model must stay below 2 GiB
 _DTYPES: dict[Precision, Any] = {"fp32": np.float32, "fp16": np.float16}
 _ONNX_TYPES: dict[Precision, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
@@ -93,6 +94,10 @@ class _Graph:
         """A list of int64, for axes and shapes."""
         return self.constant(name, np.asarray(values, dtype=np.int64))
 
+    def integer(self, name: str, value: int) -> str:
+        """One int64."""
+        return self.constant(name, np.asarray(value, dtype=np.int64))
+
     def parameter(self, name: str, *, transpose: bool = False, exact: bool = False) -> str:
         """A weight of the model under its own name; ``exact`` keeps fp32."""
         value = self.weights[name]
@@ -136,25 +141,38 @@ def _encoder(graph: _Graph, arch: Arch) -> str:
 
 def _embeddings(graph: _Graph, arch: Arch) -> str:
     tables = "encoder.embeddings"
-    word = graph.node(
+    x = graph.node(
         "Gather", [graph.parameter(f"{tables}.word.weight"), "input_ids"], f"{tables}.words"
     )
-    types = graph.node(
-        "Gather",
-        [graph.parameter(f"{tables}.token_type.weight"), "token_type_ids"],
-        f"{tables}.types",
-    )
-    length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
-    rows = [
-        graph.parameter(f"{tables}.position.weight"),
-        graph.integers("zero", [0]),
-        length,
-        graph.integers("zero", [0]),
-    ]
-    positions = graph.node("Slice", rows, f"{tables}.positions")  # (sequence, hidden)
-    x = graph.node("Add", [word, types], f"{tables}.words_and_types")
-    x = graph.node("Add", [x, positions], f"{tables}.sum")
-    return graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
+    rows = graph.parameter(f"{tables}.position.weight")
+    if arch.type_vocab_size > 1:
+        table = graph.parameter(f"{tables}.token_type.weight")
+        types = graph.node("Gather", [table, "token_type_ids"], f"{tables}.types")
+        x = graph.node("Add", [x, types], f"{tables}.words_and_types")
+    elif arch.type_vocab_size == 1:
+        # A sum of two constants, which runtimes work out when they open the file.
+        row = graph.parameter(f"{tables}.token_type.weight")  # (1, width)
+        rows = graph.node("Add", [rows, row], f"{tables}.positions_and_type")
+    x = graph.node("Add", [x, _positions(graph, rows, arch)], f"{tables}.sum")
+    x = graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
+    return x if arch.embedding is None else graph.linear(x, f"{tables}.project")
+
+
+def _positions(graph: _Graph, table: str, arch: Arch) -> str:
+    """Rows of the position table, as `embeddings.position_ids` numbers them."""
+    name = "encoder.embeddings.positions"
+    if not arch.position_offset:
+        length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
+        zero = graph.integers("zero", [0])
+        return graph.node("Slice", [table, zero, length, zero], name)  # (sequence, width)
+    padding = graph.integer("padding", arch.position_offset - 1)
+    is_padding = graph.node("Equal", ["input_ids", padding], f"{name}.is_padding")
+    is_token = graph.node("Not", [is_padding], f"{name}.is_token")
+    counted = graph.node("Cast", [is_token], f"{name}.counted", to=TensorProto.INT64)
+    number = graph.node("CumSum", [counted, graph.integer("axis_one", 1)], f"{name}.number")
+    number = graph.node("Mul", [number, counted], f"{name}.number_of_tokens")
+    rows = graph.node("Add", [number, padding], f"{name}.rows")  # (batch, sequence)
+    return graph.node("Gather", [table, rows], name)  # (batch, sequence, width)
 
 
 def _attention_bias(graph: _Graph) -> str:
@@ -197,33 +215,39 @@ def _attention(graph: _Graph, x: str, bias: str, arch: Arch, index: int) -> str:
 
 def _ffn(graph: _Graph, x: str, module: str, arch: Arch) -> str:
     inner = graph.linear(x, f"{module}.up")
-    inner = _activation(graph, inner, f"{module}.activation", arch.activation)
+    inner = _activation(graph, inner, f"{module}.activation", arch.activation, graph.precision)
     out = graph.linear(inner, f"{module}.down")
     out = graph.node("Add", [out, x], f"{module}.residual")
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 
-def _activation(graph: _Graph, x: str, name: str, activation: str) -> str:
+def _activation(graph: _Graph, x: str, name: str, activation: str, precision: Precision) -> str:
+    """``precision`` is that of ``x``."""
     if activation == "gelu":
-        return _gelu(graph, x, name)
-    if activation == "relu":
-        return graph.node("Relu", [x], name)
+        return _gelu(graph, x, name, precision)
+    if activation in _OPERATORS:
+        return graph.node(_OPERATORS[activation], [x], name)
     if activation == "silu":
         return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{name}.sigmoid")], name)
     raise ExportError(
-        f"activation {activation!r} has no ONNX translation, allowed: gelu, relu, silu"
+        f"activation {activation!r} has no ONNX translation, allowed: gelu, relu, silu, tanh"
     )
 
 
-def _gelu(graph: _Graph, x: str, name: str) -> str:
+def _gelu(graph: _Graph, x: str, name: str, precision: Precision) -> str:
     """The exact Gelu; below opset 20 in the order of operations that runtimes fuse."""
     if graph.opset >= _GELU_OPSET:
         return graph.node("Gelu", [x], name)
-    inner = graph.node("Div", [x, graph.number("sqrt_two", math.sqrt(2.0))], f"{name}.divided")
+
+    def number(word: str, value: float) -> str:
+        stem = word if precision == graph.precision else f"{word}.{precision}"
+        return graph.constant(stem, np.asarray(value, dtype=_DTYPES[precision]))
+
+    inner = graph.node("Div", [x, number("sqrt_two", math.sqrt(2.0))], f"{name}.divided")
     inner = graph.node("Erf", [inner], f"{name}.erf")
-    inner = graph.node("Add", [inner, graph.number("one", 1.0)], f"{name}.shifted")
+    inner = graph.node("Add", [inner, number("one", 1.0)], f"{name}.shifted")
     inner = graph.node("Mul", [x, inner], f"{name}.product")
-    return graph.node("Mul", [inner, graph.number("half", 0.5)], name)
+    return graph.node("Mul", [inner, number("half", 0.5)], name)
 
 
 def _head(graph: _Graph, x: str, arch: Arch, kind: TaskKind) -> None:
@@ -231,15 +255,16 @@ def _head(graph: _Graph, x: str, arch: Arch, kind: TaskKind) -> None:
     if not is_per_token(kind):
         if arch.pooler is None:
             raise ExportError("a classifier needs an Arch with a pooler, got pooler None")
-        first = graph.constant("first", np.asarray(0, dtype=np.int64))
+        first = graph.integer("first", 0)
         x = graph.node("Gather", [x, first], "pooler.token", axis=1)  # (batch, hidden)
-        x = graph.node("Tanh", [graph.linear(x, "pooler", exact=True)], "pooler.tanh")
+        x = graph.linear(x, "pooler", exact=True)
+        x = _activation(graph, x, "pooler.activation", arch.pooler_activation, "fp32")
     if kind != "question-answering":
         graph.linear(x, "classifier", exact=True, output="logits")
         return
     logits = graph.linear(x, "classifier", exact=True)
     for index, name in enumerate(output_names(kind)):
-        place = graph.constant(f"{name}.place", np.asarray(index, dtype=np.int64))
+        place = graph.integer(f"{name}.place", index)
         graph.node("Gather", [logits, place], name, axis=2)  # (batch, sequence)
 
 

@@ -194,7 +194,8 @@ def _checked_tensors(request: Any, limits: Limits) -> dict[str, Array]:
         _check_shape(name, tensors[name], tensors["input_ids"].shape, limits.max_positions)
     _check_range("input_ids", tensors["input_ids"], limits.vocab_size)
     _check_range("attention_mask", tensors["attention_mask"], 2)
-    _check_range("token_type_ids", tensors["token_type_ids"], limits.type_vocab_size)
+    # With fewer than two types the model ignores them; every tokenizer may still send 0 and 1.
+    _check_range("token_type_ids", tensors["token_type_ids"], max(2, limits.type_vocab_size))
     return tensors
 
 
