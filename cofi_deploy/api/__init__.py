@@ -1,4 +1,4 @@
-"""The Python API: `train`, `export`, `verify`, `bench`, `serve`; all that the command line calls.
+"""The Python API: `train`, `export`, `verify`, `bench`, `serve`, `rollback`; what commands call.
 
 The stages meet here and only here, and hand over nothing but paths. Each function is imported when
 it is first used, so that asking for one does not load the libraries of all.
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from cofi_deploy.api.serving import serve
     from cofi_deploy.api.training import train
     from cofi_deploy.api.verifying import bench, verify
+    from cofi_deploy.api.versions import rollback
 
-__all__ = ["bench", "export", "serve", "train", "verify"]
+__all__ = ["bench", "export", "rollback", "serve", "train", "verify"]
 
 _HOMES = {
     "bench": "verifying",
     "export": "exporting",
+    "rollback": "versions",
     "serve": "serving",
     "train": "training",
     "verify": "verifying",

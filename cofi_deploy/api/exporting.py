@@ -11,7 +11,7 @@ from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.triton_settings import triton_options
 from cofi_deploy.api.versions import add_to_repository
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
-from cofi_deploy.export.kubernetes import write_kubernetes
+from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
 from cofi_deploy.export.onnx import DEFAULT_OPSET, export_onnx
 from cofi_deploy.export.openvino import export_openvino
@@ -111,6 +111,9 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         served=served_options(repository, name) if repository else None,
         kserve=kserve,
     )
+
+    if kserve:
+        check_manifests(repository or target)
 
     def write(directory: Path) -> object:
         return write_models(directory, place.model, name=name, options=options, plans=plans)

@@ -83,8 +83,8 @@ def write_kubernetes(repository: Path, name: str, options: TritonOptions) -> Pat
         EnvironmentProblem: The disk is full or the place is not writable.
     """
     repository = repository.resolve()
-    folder = repository.with_name(f"{repository.name}-kubernetes")
-    _refuse_edited(folder)
+    check_manifests(repository)
+    folder = _folder(repository)
     newest = version_folders(repository / name)[-1]
     pod = pod_size(options, model_bytes=_model_bytes(newest))
     values = {**asdict(pod), **_names(repository, name, int(newest.name))}
@@ -106,6 +106,25 @@ def write_kubernetes(repository: Path, name: str, options: TritonOptions) -> Pat
         )
     logger.info("wrote %s", folder)
     return folder
+
+
+def check_manifests(repository: Path) -> None:
+    """Refuse to replace manifests that somebody edited: their node selectors are not ours to lose.
+
+    Raises:
+        RepositoryError: As `write_kubernetes`; called by itself before any work is done.
+    """
+    folder = _folder(repository.resolve())
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        files = read_json(folder / MANIFEST).get("files", {})
+        check_checksums(folder, files, remedy="")
+    except ArtifactError as error:
+        raise RepositoryError(
+            f"{str(folder)!r} would be replaced, but was edited since it was written "
+            f"({str(error).rstrip('; ')}); move it away, or export without --kserve"
+        ) from error
 
 
 def pod_size(options: TritonOptions, *, model_bytes: int) -> PodSize:
@@ -149,13 +168,16 @@ def resource_name(model: str) -> str:
     return f"triton-{slug}"
 
 
+def _folder(repository: Path) -> Path:
+    return repository.with_name(f"{repository.name}-kubernetes")
+
+
 def _names(repository: Path, model: str, version: int) -> dict[str, object]:
     app = resource_name(model)
     image = f"{REGISTRY}/{app}"
     return {
         "app": app,
         "name": model,
-        "folder": f"{repository.name}-kubernetes",
         "repository": json.dumps([f"{repository.name}/", "/models/"]),
         "metric": f"{app.replace('-', '_')}_waiting_requests",
         "image": f"{image}:{version}",
@@ -173,17 +195,3 @@ def _names(repository: Path, model: str, version: int) -> dict[str, object]:
 def _model_bytes(version: Path) -> int:
     """Of the largest file: the fallback beside an engine is not loaded."""
     return max(size_bytes(path) for path in version.iterdir())
-
-
-def _refuse_edited(folder: Path) -> None:
-    """Somebody's replica counts and node selectors are not ours to overwrite."""
-    if not (folder / MANIFEST).is_file():
-        return
-    try:
-        files = read_json(folder / MANIFEST).get("files", {})
-        check_checksums(folder, files, remedy="")
-    except ArtifactError as error:
-        raise RepositoryError(
-            f"{str(folder)!r} would be replaced, but was edited since it was written "
-            f"({str(error).rstrip('; ')}); move it away, or export without --kserve"
-        ) from error

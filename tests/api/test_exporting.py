@@ -13,7 +13,7 @@ from cofi_deploy.api.exporting import export_if_stale, exported
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.triton_settings import POD_THREADS
 from cofi_deploy.artifacts import read_json
-from cofi_deploy.errors import ArtifactError, UsageError
+from cofi_deploy.errors import ArtifactError, RepositoryError, UsageError
 from cofi_deploy.export.kubernetes import resource_name
 from cofi_deploy.exports import check_export
 
@@ -80,6 +80,10 @@ def test_manifests_for_kubernetes_lie_beside_the_repository(tiny_run, tmp_path):
     # A container sees every core of its node, so the model is told how many are its own.
     config = (directory / "sst2-tiny" / "config.pbtxt").read_text()
     assert f'string_value: "{POD_THREADS}"' in config
+    (tmp_path / "out-kubernetes" / "hpa.yaml").write_text("edited")
+    with pytest.raises(RepositoryError, match="was edited since it was written"):
+        api.export(tiny_run, format="triton", repository=directory, name="other", kserve=True)
+    assert not (directory / "other").exists()
 
 
 def test_a_missing_export_is_made_below_the_root_that_was_asked_for(fresh, tmp_path, monkeypatch):
