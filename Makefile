@@ -25,7 +25,7 @@ setup: $(READY) ## install everything into .venv
 demo: $(READY) ## prune, export, verify and serve a small real model on this machine: ends with a report
 	$(BIN)/cofi-deploy demo
 
-test: test-fast ## every test; those that need a GPU or a Triton server skip where there is none
+test: test-fast ## every test, real Triton servers included; those that need a GPU skip where there is none
 	$(PYTEST) -m "slow or e2e or gpu or triton"
 
 test-fast: $(READY) ## the tests that take about a minute

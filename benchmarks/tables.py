@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from triton_table import triton_table
+
 from cofi_deploy.artifacts import read_json
 
 ROOT = Path(__file__).resolve().parent
@@ -102,12 +104,25 @@ def _conditions(document: Mapping[str, Any]) -> str:
     )
 
 
+def triton_tables() -> str:
+    """What `triton_serving.py` measured; empty before it has run."""
+    file = ROOT / "results" / "triton.json"
+    return triton_table(read_json(file)) if file.is_file() else ""
+
+
 def rendered(readme: str) -> str:
     """README.md with the tables between its markers replaced."""
-    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    for name, tables in (("results", pruning_tables()), ("triton", triton_tables())):
+        readme = _between(readme, name, tables)
+    return readme
+
+
+def _between(readme: str, name: str, tables: str) -> str:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if begin not in readme:
+        return readme
     head, rest = readme.split(begin)
     tail = rest.split(end)[1]
-    tables = pruning_tables()
     return f"{head}{begin}\n{tables}\n{end}{tail}" if tables else f"{head}{begin}\n{end}{tail}"
 
 

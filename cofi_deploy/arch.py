@@ -52,8 +52,29 @@ class DenseShape:
 class Arch:
     """Kept sizes of a BERT-like, post-LayerNorm encoder; immutable, JSON round trip exact.
 
-    ``hidden`` is the kept width of the residual stream, equal in all layers. ``pooler`` is the
-    width of the pooler's output (never pruned), or None where the model has no pooler.
+    What families of models differ in stands here as sizes and names, so that whoever computes with
+    an `Arch` need not know them.
+
+    Attributes:
+        family: As ``model_type`` of Hugging Face; says what to write, never what to compute.
+        vocab_size: Rows of the word table.
+        max_positions: Tokens of the longest sequence.
+        type_vocab_size: Rows of the table of token types, 0 where there is none. With fewer than
+            two there is nothing to choose: the input ``token_type_ids`` is then ignored.
+        hidden: Kept width of the residual stream, equal in all layers.
+        head_size: Of every attention head.
+        layers: Kept sizes of each layer.
+        dense: Sizes before pruning.
+        pooler: Width of the pooler's output (never pruned), None where the model has no pooler.
+        activation: Between the two maps of each feed-forward sublayer.
+        layer_norm_eps: Of every LayerNorm.
+        pad_token_id: Row of the word table that padding reads.
+        embedding: Width of the embedding tables where a linear map leads from them into the
+            residual stream (ELECTRA; never pruned); None where they are as wide as that.
+        position_offset: Rows of the position table before that of the first token. 0: every token
+            has a position, padding too. ``pad_token_id + 1`` (RoBERTa): only tokens other than
+            padding are counted, and padding reads the row before the first one's.
+        pooler_activation: Behind the pooler's linear map.
     """
 
     family: str
@@ -68,6 +89,9 @@ class Arch:
     activation: str = "gelu"
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    embedding: int | None = None
+    position_offset: int = 0
+    pooler_activation: str = "tanh"
 
     def __post_init__(self) -> None:
         """Refuse sizes that no cut can produce."""
@@ -83,11 +107,31 @@ class Arch:
         if self.head_size != self.dense.head_size:
             dense = self.dense.head_size
             yield f"head_size is {self.head_size}, but heads of the dense one have {dense}"
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            yield f"pad_token_id is {self.pad_token_id}, allowed: 0 to {self.vocab_size - 1}"
+        if self.position_offset not in {0, self.pad_token_id + 1}:
+            allowed = f"0 or pad_token_id + 1 = {self.pad_token_id + 1}"
+            yield f"position_offset is {self.position_offset}, allowed: {allowed}"
         for index, layer in enumerate(self.layers):
             if not 0 <= layer.heads <= self.dense.heads:
                 yield f"layer {index} has {layer.heads} heads, allowed: 0 to {self.dense.heads}"
             if not 0 <= layer.ffn <= self.dense.ffn:
                 yield f"layer {index} has FFN width {layer.ffn}, allowed: 0 to {self.dense.ffn}"
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding tables."""
+        return self.hidden if self.embedding is None else self.embedding
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the position table."""
+        return self.max_positions + self.position_offset
+
+    @property
+    def token_types(self) -> int:
+        """How many values ``token_type_ids`` may take; two where they are ignored."""
+        return max(2, self.type_vocab_size)
 
     @property
     def prunable_parameters(self) -> int:

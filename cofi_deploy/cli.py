@@ -6,7 +6,6 @@ standard error, programs read the JSON on standard output.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from cofi_deploy.cli_options import (
     common_options,
     measuring_options,
     name_and_value,
+    print_json,
     setting_overrides,
+    settings_of,
     verify_targets_of,
 )
+from cofi_deploy.cli_triton import rollback, serve, triton_export_options
 from cofi_deploy.hub import DEFAULT_MODEL, check_model_reachable
 from cofi_deploy.task_names import check_task_arguments
 
@@ -43,6 +45,7 @@ def main() -> None:
     cofi-deploy train --task sst2           teacher, pruning, cut, fine-tuning -> runs/...
     cofi-deploy export --format onnx        the newest run -> exports/...
     cofi-deploy verify                      accuracy and latency, dense against pruned
+    cofi-deploy serve                       a Triton server on the newest Triton export
     """
 
 
@@ -173,9 +176,7 @@ def train(**flags: Any) -> None:
 @click.option(
     "--batch-size",
     type=Triple(),
-    default="1:8:32",
-    show_default=True,
-    help="Profile of an engine; its MAX is the largest batch that Triton forms.",
+    help="Profile of an engine; its MAX is the largest batch that Triton forms.  [default: 1:8:32]",
 )
 @click.option(
     "--seq-len",
@@ -192,7 +193,7 @@ def train(**flags: Any) -> None:
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
     help="Of an engine; auto: tensorrt where it and a GPU are here.",
 )
-@click.option("--backend", default="onnxruntime", show_default=True, help="Of a Triton repository.")
+@triton_export_options
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -206,14 +207,16 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     cofi-deploy export --format onnx
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
+    cofi-deploy export --format triton --repository /srv/models --name sentiment --set instances=2
     """
     from cofi_deploy.api.places import find_model
 
+    flags["settings"] = settings_of(flags["settings"])
     find_model(model)  # answers at once where there is none; the frameworks come later
     from cofi_deploy.api import exporting
 
     directory = exporting.export(model, format=format_, **flags)
-    _print_json(exporting.exported({format_: directory}))
+    print_json(exporting.exported({format_: directory}))
 
 
 @main.command()
@@ -312,7 +315,7 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
     )
     summary.print_latency(result)
     if output is None:
-        _print_json(result_document(result.rows))
+        print_json(result_document(result.rows))
     else:
         write_results(output, result.rows)
 
@@ -343,9 +346,13 @@ def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
         picture = structure_svg.structure_svg(Arch.from_json(description["arch"]))
         write_bytes(svg, picture.encode())
     if as_json:
-        _print_json(description)
+        print_json(description)
     else:
         _print_table(inspect_model.render(description))
+
+
+main.add_command(rollback)
+main.add_command(serve)
 
 
 @main.command()
@@ -361,7 +368,7 @@ def doctor(as_json: bool) -> None:
 
     report = examination.examine()
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         _print_table(examination.render(report))
 
@@ -420,10 +427,6 @@ def _named_task(flags: dict[str, Any]) -> dict[str, Any] | None:
         return None
     check_task_arguments(name, data_dir=data_dir, data=data, columns=None)
     return {"name": name, "data_dir": None if data_dir is None else str(data_dir), "data": data}
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _print_table(table: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -127,7 +128,7 @@ def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
     if len(budgets) > 1:
         raise click.UsageError("give one budget: --sparsity, --sparsities or --params")
-    overrides: dict[str, Any] = dict(_setting(text) for text in flags["settings"])
+    overrides: dict[str, Any] = settings_of(flags["settings"])
     for name in ("max_length", "precision", "seed"):
         if flags[name] is not None:
             overrides[name] = flags[name]
@@ -145,6 +146,11 @@ def _numbers(text: str) -> list[float]:
         raise click.UsageError(
             f"--sparsities is {text!r}, expected numbers such as 0.6,0.8,0.9,0.95"
         ) from error
+
+
+def settings_of(texts: Iterable[str]) -> dict[str, Any]:
+    """What --set KEY=VALUE was given, by key."""
+    return dict(_setting(text) for text in texts)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -175,3 +181,8 @@ def verify_targets_of(flags: dict[str, Any]) -> dict[str, Any]:
         if flags[name] is not None:
             targets[name] = flags[name]
     return targets
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print what programs read."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))

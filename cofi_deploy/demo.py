@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,6 +25,7 @@ from cofi_deploy.artifacts import read_json, size_bytes, write_bytes
 from cofi_deploy.errors import MissingDependencyError, UsageError
 from cofi_deploy.serve.verify import VerifyResult
 
+MODEL_NAME = "sentiment"  # on a Triton server
 RUNTIMES = ("torch", "onnxruntime-cpu", "openvino")
 _SEED = 7
 
@@ -91,7 +93,12 @@ def run_demo(output: Path, *, sparsity: float, size: DemoSize = _WHOLE) -> Verif
     exports = output / "exports"
     for name in ("onnx", "openvino", "trt", "triton"):
         try:
-            directory = api.export(run, format=name, output=exports / "run" / name)
+            directory = api.export(
+                run,
+                format=name,
+                output=exports / "run" / name,
+                name=MODEL_NAME if name == "triton" else None,
+            )
         except MissingDependencyError as error:  # the engine's, on machines that it is not made for
             console.print(f"{name}: skipped, {error}", highlight=False)
             continue
@@ -109,6 +116,10 @@ def run_demo(output: Path, *, sparsity: float, size: DemoSize = _WHOLE) -> Verif
     )
     console.print(_table(result, run))
     console.print(f"report: {result.report_file}", highlight=False, soft_wrap=True)
+    served = exports / "run" / "triton"
+    if served.is_dir():
+        line = f"serve it: cofi-deploy serve {shlex.quote(str(served))}"
+        console.print(line, highlight=False, soft_wrap=True)
     return result
 
 

@@ -24,13 +24,17 @@ from rich.text import Text
 
 from cofi_deploy.artifacts import SCHEMA_VERSION
 from cofi_deploy.doctor_probes import Finding, runtime_findings, version_of
+from cofi_deploy.errors import EnvironmentProblem
 from cofi_deploy.hub import hub_endpoint, why_unreachable
 from cofi_deploy.results import machine, versions
+from cofi_deploy.serve.triton_container import find_engine
+from cofi_deploy.serve.triton_environment import find_environment, planned_environment
+from cofi_deploy.serve.triton_launchers import PIP_VERSION, find_tritonserver
+from cofi_deploy.triton_image import TRITON_IMAGE
 
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
 COMMAND_TIMEOUT_S = 10.0
-TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
 
 # Needed by every command; everything else is an extra.
 _CORE_PACKAGES = (
@@ -134,42 +138,44 @@ def _core() -> Finding:
 
 
 def _servers() -> list[Finding]:
-    """What `serve` can start: a server on PATH, one that a pip package ships, a container."""
-    docker = _docker()
-    return [_triton_server(has_docker=docker.state == "ready"), docker]
-
-
-def _triton_server(*, has_docker: bool) -> Finding:
-    binary = shutil.which("tritonserver")
-    if binary:
-        return Finding(name="triton-server", state="ready", detail=binary)
-    shipped = version_of("nvidia-pytriton")
-    if shipped:
-        detail = "the server inside nvidia-pytriton (python backend only)"
-        return Finding(name="triton-server", state="ready", version=shipped, detail=detail)
-    if has_docker:
-        return Finding(
-            name="triton-server",
-            state="missing",
-            detail="not on PATH; `serve` runs the container instead",
-            remedy=f"docker pull {TRITON_IMAGE}",
-        )
-    return Finding(
-        name="triton-server",
-        state="missing",
-        detail="neither on PATH nor from nvidia-pytriton, and no container runs here",
-        remedy="python3 -m venv .triton && .triton/bin/pip install nvidia-pytriton 'numpy<2' "
-        "onnxruntime tokenizers",
+    """The three servers that `serve` can start, in the order in which it looks for them."""
+    binary = find_tritonserver()
+    on_path = Finding(
+        name="tritonserver",
+        state="missing" if binary is None else "ready",
+        detail="not on PATH; `serve` takes one of the next two" if binary is None else str(binary),
     )
+    return [on_path, _container(), _pip_server()]
 
 
-def _docker() -> Finding:
-    if not shutil.which("docker"):
-        return Finding(name="docker", state="missing", detail="not on PATH; only `serve` uses it")
-    answer = _answer(["docker", "version", "--format", "{{.Server.Version}}"])
-    if not answer:
-        return Finding(name="docker", state="broken", detail="on PATH, but no daemon answers")
-    return Finding(name="docker", state="ready", version=answer)
+def _container() -> Finding:
+    name = "triton-container"
+    engine = find_engine()
+    if engine is not None:
+        detail = f"{engine.name} answers; the first `serve` builds an image on {TRITON_IMAGE}"
+        return Finding(name=name, state="ready", version=engine.version, detail=detail)
+    client = shutil.which("docker") or shutil.which("podman")
+    if client is not None:
+        return Finding(name=name, state="broken", detail=f"{client} is there, no engine answers")
+    return Finding(name=name, state="missing", detail="neither docker nor podman is on PATH")
+
+
+def _pip_server() -> Finding:
+    name = "triton-pip"
+    environment = find_environment()
+    if environment is not None:
+        detail = f"{environment.directory}; backend python only"
+        return Finding(name=name, state="ready", version=PIP_VERSION, detail=detail)
+    try:
+        planned = planned_environment()
+    except EnvironmentProblem as error:
+        return Finding(name=name, state="missing", detail=str(error))
+    return Finding(
+        name=name,
+        state="missing",
+        detail=f"`serve` installs it once, about 340 MB: {planned.directory}",
+        remedy="cofi-deploy serve --server pip",
+    )
 
 
 def _gpus() -> list[str]:

@@ -1,7 +1,7 @@
 """Ordinary Hugging Face checkpoints <-> our encoder, strictly: every tensor accounted for.
 
-BERT's architecture covers BERT, MiniLM, BGE, E5 and their like. Next: `loading.py` opens either
-an ordinary checkpoint or a compact model.
+By the names in `family_tables.py`. Next: `loading.py` opens either an ordinary checkpoint or a
+compact model.
 """
 
 from __future__ import annotations
@@ -14,47 +14,23 @@ from torch import Tensor
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
 from cofi_deploy.errors import CheckpointError, ConfigError, did_you_mean
+from cofi_deploy.family_tables import FAMILIES, Family
 from cofi_deploy.kinds import TaskKind
 
-FAMILIES = ("bert",)
-
-_HF_CLASSES: dict[TaskKind, str] = {
-    "text-classification": "BertForSequenceClassification",
-    "text-regression": "BertForSequenceClassification",
-    "token-classification": "BertForTokenClassification",
-    "question-answering": "BertForQuestionAnswering",
+_CLASS_SUFFIXES: dict[TaskKind, str] = {
+    "text-classification": "ForSequenceClassification",
+    "text-regression": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
 }
 
-# Ours on the left; `{}` is the layer's number. The head is mapped by `_head_name`.
-_BERT_NAMES = {
-    "encoder.embeddings.word": "embeddings.word_embeddings",
-    "encoder.embeddings.position": "embeddings.position_embeddings",
-    "encoder.embeddings.token_type": "embeddings.token_type_embeddings",
-    "encoder.embeddings.norm": "embeddings.LayerNorm",
-    "encoder.layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-    "encoder.layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
-    "encoder.layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
-    "encoder.layers.{}.attention.output": "encoder.layer.{}.attention.output.dense",
-    "encoder.layers.{}.attention.norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "encoder.layers.{}.ffn.up": "encoder.layer.{}.intermediate.dense",
-    "encoder.layers.{}.ffn.down": "encoder.layer.{}.output.dense",
-    "encoder.layers.{}.ffn.norm": "encoder.layer.{}.output.LayerNorm",
-    "pooler": "pooler.dense",
-}
+# Settings that are no sizes.
+_NO_SIZES = frozenset({"activation", "layer_norm_eps"})
 
-# Tensors of a checkpoint that our encoder has no use for: pre-training heads, index buffers, and
-# the heads of another task (a classifier head is random for a new task anyway).
+# Tensors that our encoder has no use for: index buffers, and the heads of another task (a
+# classifier is random for a new task anyway).
 _IGNORED = re.compile(
-    r"^(cls\..*|(bert\.)?embeddings\.position_ids|classifier\..*|qa_outputs\..*|(bert\.)?pooler\..*)$"
-)
-_SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "num_hidden_layers",
-    "vocab_size",
-    "max_position_embeddings",
-    "type_vocab_size",
+    r"^((\w+\.)?embeddings\.(position_ids|token_type_ids)|(classifier|pre_classifier|qa_outputs|(\w+\.)?pooler)\..*)$"
 )
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 
@@ -66,59 +42,62 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
         ConfigError: The family is unknown, or uses something that our encoder does not compute.
         CheckpointError: A size is missing or no positive number.
     """
-    family = str(config.get("model_type"))
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"model family {family!r} is not supported; {did_you_mean(family, FAMILIES)}"
-        )
-    position = config.get("position_embedding_type", "absolute")
-    if position != "absolute":
-        raise ConfigError(f"position_embedding_type is {position!r}, allowed: 'absolute'")
-    for name in ("is_decoder", "add_cross_attention"):
-        if config.get(name):
-            raise ConfigError(f"{name} is true, allowed: false; only encoders can be pruned")
-    _check_sizes(config)
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    name = str(config.get("model_type"))
+    family = _family(name)
+    _check_supported(config)
+    _check_sizes(config, family)
+    values: dict[str, Any] = {ours: config.get(key) for ours, key in family.settings.items()}
+    hidden, heads = values["hidden"], values["heads"]
     if hidden % heads:
-        raise ConfigError(f"hidden_size {hidden} is not a multiple of {heads} attention heads")
-    ffn, layers = config["intermediate_size"], config["num_hidden_layers"]
-    head_size = hidden // heads
+        size = family.settings["hidden"]
+        raise ConfigError(f"{size} {hidden} is not a multiple of {heads} attention heads")
+    ffn, layers, head_size = values["ffn"], values["layers"], hidden // heads
+    pad = _pad_token_id(config, family)
+    offset = pad + 1 if family.counts_tokens else 0
+    embedding = values.get("embedding")
     return Arch(
-        family=family,
-        vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
-        type_vocab_size=config["type_vocab_size"],
+        family=name,
+        vocab_size=values["vocab_size"],
+        max_positions=_max_positions(values["max_positions"], offset),
+        type_vocab_size=values.get("type_vocab_size", 0),
         hidden=hidden,
         head_size=head_size,
         layers=(LayerArch(heads=heads, ffn=ffn),) * layers,
         dense=DenseShape(layers=layers, hidden=hidden, heads=heads, ffn=ffn, head_size=head_size),
         pooler=hidden,
-        activation=str(config.get("hidden_act", "gelu")),
-        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        activation=str(values["activation"] or "gelu"),
+        layer_norm_eps=float(values.get("layer_norm_eps") or 1e-12),
+        pad_token_id=pad,
+        embedding=None if embedding == hidden else embedding,
+        position_offset=offset,
+        pooler_activation=family.pooler_activation,
     )
 
 
 def config_from_arch(
     arch: Arch, kind: TaskKind, *, labels: tuple[str, ...] = (), dropout: float = 0.1
 ) -> dict[str, Any]:
-    """config.json of an ordinary BERT checkpoint with the sizes of a dense ``arch``."""
+    """config.json of an ordinary checkpoint of the family, with the sizes of a dense ``arch``."""
+    family = _family(arch.family)
     names = labels or (("LABEL_0",) if kind == "text-regression" else ("LABEL_0", "LABEL_1"))
-    config: dict[str, Any] = {
-        "architectures": [_HF_CLASSES[kind]],
-        "model_type": arch.family,
-        "hidden_size": arch.dense.hidden,
-        "num_hidden_layers": arch.dense.layers,
-        "num_attention_heads": arch.dense.heads,
-        "intermediate_size": arch.dense.ffn,
+    values: dict[str, Any] = {
+        "hidden": arch.dense.hidden,
+        "heads": arch.dense.heads,
+        "ffn": arch.dense.ffn,
+        "layers": arch.dense.layers,
         "vocab_size": arch.vocab_size,
-        "max_position_embeddings": arch.max_positions,
+        "max_positions": arch.position_rows,
         "type_vocab_size": arch.type_vocab_size,
-        "hidden_act": arch.activation,
+        "activation": arch.activation,
         "layer_norm_eps": arch.layer_norm_eps,
+        "embedding": arch.dense.hidden if arch.embedding is None else arch.embedding,
+    }
+    config: dict[str, Any] = {
+        "architectures": [family.classes + _CLASS_SUFFIXES[kind]],
+        "model_type": arch.family,
+        **{theirs: values[ours] for ours, theirs in family.settings.items()},
         "pad_token_id": arch.pad_token_id,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
+        **dict.fromkeys(family.dropouts, dropout),
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
@@ -130,23 +109,30 @@ def config_from_arch(
 def kind_from_config(config: Mapping[str, Any]) -> TaskKind | None:
     """Which task an ordinary checkpoint's head is for; None for a bare or pre-training encoder."""
     name = next(iter(config.get("architectures") or []), "")
-    if name == "BertForSequenceClassification":
-        one = len(config.get("id2label") or {0: "", 1: ""}) == 1
-        return "text-regression" if one else "text-classification"
-    for kind, class_name in _HF_CLASSES.items():
-        if name == class_name:
-            return kind
-    return None
+    kinds = (
+        kind
+        for family in FAMILIES.values()
+        for kind, suffix in _CLASS_SUFFIXES.items()
+        if name == family.classes + suffix
+    )
+    kind = next(kinds, None)
+    if kind == "text-classification" and len(config.get("id2label") or {0: "", 1: ""}) == 1:
+        return "text-regression"
+    return kind
 
 
-def ours_from_bert(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: TaskKind
+def ours_from_checkpoint(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    family: str,
+    kind: TaskKind,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename a BERT state dict to our names.
+    """Rename an ordinary state dict to our names.
 
     Args:
-        tensors: As stored, with or without the ``bert.`` prefix.
+        tensors: As stored, with or without the family's prefix.
         expected: State dict of the dense model to be filled; names and shapes bind.
+        family: Decides what the tensors are called.
         kind: The task, which decides what the head is called.
 
     Returns:
@@ -156,14 +142,16 @@ def ours_from_bert(
     Raises:
         CheckpointError: An encoder tensor is missing, has another shape, or is unknown.
     """
+    names = _family(family)
     stored = {_modern(name): tensor for name, tensor in tensors.items()}
-    prefix = "bert." if any(name.startswith("bert.") for name in stored) else ""
+    is_bare = not any(name.startswith(names.prefix) for name in stored)
     found: dict[str, Tensor] = {}
     fresh: list[str] = []
     problems: list[str] = []
     used: set[str] = set()
     for ours, target in expected.items():
-        theirs = bert_name(ours, kind, prefix)
+        theirs = checkpoint_name(ours, family, kind)
+        theirs = theirs.removeprefix(names.prefix) if is_bare else theirs
         tensor = stored.get(theirs)
         is_head = not ours.startswith("encoder.")
         if tensor is None or (is_head and tensor.shape != target.shape):
@@ -174,34 +162,80 @@ def ours_from_bert(
             got, want = tuple(tensor.shape), tuple(target.shape)
             problems.append(f"{theirs} has shape {got}, config.json says {want}")
         found[ours] = tensor
-    unknown = [name for name in stored if name not in used and not _IGNORED.match(name)]
+    unknown = [name for name in stored if name not in used and not _is_ignored(name, names)]
     problems += [f"{name} is unknown" for name in unknown]
     if problems:
         listed = "; ".join(problems[:10])
-        raise CheckpointError(f"{len(problems)} tensors do not fit the BERT architecture: {listed}")
+        raise CheckpointError(
+            f"{len(problems)} tensors do not fit the {names.title} architecture: {listed}"
+        )
     return found, fresh
 
 
-def bert_name(ours: str, kind: TaskKind, prefix: str = "bert.") -> str:
-    """Name in an ordinary BERT checkpoint of one of our tensors."""
+def checkpoint_name(ours: str, family: str, kind: TaskKind) -> str:
+    """Name in an ordinary checkpoint with a head of one of our tensors."""
+    names = _family(family)
     stem, _, leaf = ours.rpartition(".")
+    if stem == "pooler":
+        return f"{names.pooler}.{leaf}"
     if stem == "classifier":
-        head = "qa_outputs" if kind == "question-answering" else "classifier"
-        return f"{head}.{leaf}"
+        per_sequence = _CLASS_SUFFIXES[kind] == "ForSequenceClassification"
+        other = "qa_outputs" if kind == "question-answering" else "classifier"
+        return f"{names.classifier if per_sequence else other}.{leaf}"
     number = re.search(r"\.layers\.(\d+)\.", ours)
     pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", stem)
-    theirs = _BERT_NAMES[pattern].format(number.group(1) if number else "")
-    return f"{prefix}{theirs}.{leaf}"
+    theirs = names.modules[pattern].format(number.group(1) if number else "")
+    return f"{names.prefix}{theirs}.{leaf}"
 
 
-def _check_sizes(config: Mapping[str, Any]) -> None:
-    for name in _SIZES:
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ConfigError(f"model family {name!r} is not supported; {did_you_mean(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _check_supported(config: Mapping[str, Any]) -> None:
+    position = config.get("position_embedding_type") or "absolute"
+    if position != "absolute":
+        raise ConfigError(f"position_embedding_type is {position!r}, allowed: 'absolute'")
+    for name in ("is_decoder", "add_cross_attention"):
+        if config.get(name):
+            raise ConfigError(f"{name} is true, allowed: false; only encoders can be pruned")
+
+
+def _check_sizes(config: Mapping[str, Any], family: Family) -> None:
+    for name in (theirs for ours, theirs in family.settings.items() if ours not in _NO_SIZES):
         value = config.get(name)
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(
                 f"config.json has {name} {value!r}, allowed: a whole number above 0; "
                 "fetch or train the model again"
             )
+
+
+def _pad_token_id(config: Mapping[str, Any], family: Family) -> int:
+    value = config.get("pad_token_id")
+    if value is None:
+        return family.pad_token_id
+    if not isinstance(value, int) or not 0 <= value < config["vocab_size"]:
+        raise CheckpointError(
+            f"config.json has pad_token_id {value!r}, allowed: 0 to {config['vocab_size'] - 1}; "
+            "fetch or train the model again"
+        )
+    return value
+
+
+def _max_positions(rows: int, offset: int) -> int:
+    if rows <= offset:
+        raise CheckpointError(
+            f"config.json has max_position_embeddings {rows}, allowed: more than {offset}, the "
+            "rows up to that of padding; fetch or train the model again"
+        )
+    return rows - offset
+
+
+def _is_ignored(name: str, family: Family) -> bool:
+    return bool(_IGNORED.match(name)) or name.split(".", maxsplit=1)[0] in family.pretraining
 
 
 def _modern(name: str) -> str:

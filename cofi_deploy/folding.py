@@ -6,8 +6,9 @@ are never touched), and `train/cut.py` stores what these return as the compact m
 
 Exact folding rule (cofi-spec 5.1): the embedding tables, the rows of W_O and W_D with their
 biases, and the affine weights of every LayerNorm are scaled by the hidden mask; consumers of the
-residual stream are only sliced. Differs from reference: it scaled consumers instead, and left b_D
-out, which is wrong by up to 17 %.
+residual stream are only sliced. Where a map leads from the embeddings into the residual stream
+(ELECTRA), its rows and bias are scaled instead of the tables. Differs from reference: it scaled
+consumers instead, and left b_D out, which is wrong by up to 17 %.
 """
 
 from __future__ import annotations
@@ -92,6 +93,13 @@ def fold_columns(table: Tensor, kept: Kept) -> Tensor:
 def slice_columns(weight: Tensor, kept: Kept) -> Tensor:
     """Weight (out, hidden) of a consumer of the residual stream: (out, kept hidden)."""
     return _select(weight, 1, kept.hidden)
+
+
+def fold_rows(weight: Tensor, bias: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    """Map (hidden, in) into the residual stream: (kept hidden, in), (kept hidden,)."""
+    scale = kept.hidden_scale
+    rows = _select(weight, 0, kept.hidden) * scale[:, None]
+    return rows, _select(bias, 0, kept.hidden) * scale
 
 
 def fold_norm(norm: NormWeights, kept: Kept) -> NormWeights:

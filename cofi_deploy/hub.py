@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from cofi_deploy.errors import HubUnreachableError
+from cofi_deploy.errors import HubUnreachableError, UsageError
 
 DEFAULT_MODEL = "bert-base-uncased"
 PROBE_TIMEOUT_S = 3.0
@@ -46,9 +46,14 @@ def check_model_reachable(name: str, *, data_is_local: bool) -> None:
         data_is_local: Whether the data would need the hub, too.
 
     Raises:
+        UsageError: A path where nothing is.
         HubUnreachableError: A hub id that is not in the cache, and no hub.
     """
-    if Path(name).exists() or name.startswith((".", "/", "~")) or _is_cached(name):
+    if Path(name).exists():
+        return
+    if name.startswith((".", "/", "~")):
+        raise UsageError(f"model {name!r} does not exist; expected a model directory or a hub id")
+    if _is_cached(name):
         return
     reason = why_unreachable()
     if reason is None:

@@ -31,11 +31,11 @@ PARTS: tuple[Part, ...] = ("embeddings", "attention", "ffn", "layernorm", "poole
 # The operating point at which operations are counted.
 BATCH_SIZE, SEQ_LEN = 1, 128
 
-# First match wins; names of ours and of Hugging Face's BERT. What matches none is the head.
+# First match wins; names of ours and of every family's checkpoints. What matches none is the head.
 _PART_PATTERNS: tuple[tuple[Part, re.Pattern[str]], ...] = (
-    ("layernorm", re.compile(r"(^|\.)(norm|LayerNorm)\.(weight|bias|gamma|beta)$")),
-    ("embeddings", re.compile(r"(^|\.)embeddings\.")),
-    ("pooler", re.compile(r"(^|\.)pooler\.")),
+    ("layernorm", re.compile(r"(^|\.)(\w*norm|LayerNorm)\.(weight|bias|gamma|beta)$")),
+    ("embeddings", re.compile(r"(^|\.)embeddings(_project)?\.")),
+    ("pooler", re.compile(r"(^|\.)(pooler|pre_classifier|classifier\.dense)\.")),
     ("attention", re.compile(r"\.layers?\.\d+\.attention\.")),
     ("ffn", re.compile(r"\.layers?\.\d+\.(ffn|intermediate|output)\.")),
 )

@@ -31,10 +31,10 @@ from cofi_deploy.errors import (
 )
 from cofi_deploy.families import (
     arch_from_config,
-    bert_name,
+    checkpoint_name,
     config_from_arch,
     kind_from_config,
-    ours_from_bert,
+    ours_from_checkpoint,
 )
 from cofi_deploy.hub import why_unreachable
 from cofi_deploy.kinds import TASK_KINDS, TaskKind
@@ -42,7 +42,14 @@ from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
 
 WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 # Not covered by checksums: config.json holds them, the model card is written later.
 _UNCHECKED = frozenset({"config.json", "README.md"})
 _REMEDY = "train or copy the model again"
@@ -133,7 +140,10 @@ def save_dense(
     config = config_from_arch(
         model.arch, model.kind, labels=label_names(model), dropout=model.config.dropout
     )
-    tensors = {bert_name(name, model.kind): tensor for name, tensor in model.state_dict().items()}
+    tensors = {
+        checkpoint_name(name, model.arch.family, model.kind): tensor
+        for name, tensor in model.state_dict().items()
+    }
     with atomic_directory(directory) as temporary:
         write_tensors(tensors, temporary / WEIGHTS)
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -257,7 +267,8 @@ def _open_dense(
     """An ordinary checkpoint, and the tensors of its head that start random."""
     arch = arch_from_config(read_json(directory / "config.json"))
     model = build(CofiConfig.from_arch(arch, kind, labels=labels, dropout=dropout))
-    found, fresh = ours_from_bert(_read_weights(directory), model.state_dict(), kind)
+    tensors = _read_weights(directory)
+    found, fresh = ours_from_checkpoint(tensors, model.state_dict(), arch.family, kind)
     model.load_state_dict({**model.state_dict(), **found})
     return model, fresh
 

@@ -1,6 +1,7 @@
 """The one encoder: dense, masked or compact, decided by its `Arch` and by the masks it is given.
 
-Post-LayerNorm, BERT's architecture. Head counts are constants of each layer, never inferred from
+Post-LayerNorm, BERT's architecture and its relatives': where families differ, the `Arch` has a
+size or a name for it. Head counts are constants of each layer, never inferred from
 tensor shapes: a graph that reshapes with -1 lets optimizers fuse with a wrong count in silence.
 A vanished sublayer is the identity: no residual, no LayerNorm. Next file: `families.py`.
 """
@@ -8,6 +9,7 @@ A vanished sublayer is the identity: no residual, no LayerNorm. Next file: `fami
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from transformers.modeling_outputs import (
 )
 
 from cofi_deploy.arch import Arch
+from cofi_deploy.embeddings import Embeddings
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.folding import (
     AttentionWeights,
@@ -30,9 +33,7 @@ from cofi_deploy.folding import (
     Kept,
     NormWeights,
     fold_attention,
-    fold_columns,
     fold_ffn,
-    fold_norm,
     slice_columns,
 )
 from cofi_deploy.kinds import TaskKind
@@ -42,7 +43,13 @@ from cofi_deploy.masks import Masks
 # inside fp16's range (65504); exp(-1e4) is exactly 0 in fp32, so padding has no influence.
 MASKED_SCORE = -1e4
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+Activation = Callable[[Tensor], Tensor]
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 class CofiConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -146,28 +153,6 @@ class Encoder(nn.Module):
             x = layer(x, bias, kept)
             states.append(x)
         return EncoderOutput(x, tuple(states), kept)
-
-
-class Embeddings(nn.Module):
-    """Word + position + token type, LayerNorm."""
-
-    def __init__(self, arch: Arch, dropout: float) -> None:
-        """Tables as wide as the kept residual stream."""
-        super().__init__()
-        self.word = nn.Embedding(arch.vocab_size, arch.hidden, padding_idx=arch.pad_token_id)
-        self.position = nn.Embedding(arch.max_positions, arch.hidden)
-        self.token_type = nn.Embedding(arch.type_vocab_size, arch.hidden)
-        self.norm = nn.LayerNorm(arch.hidden, eps=arch.layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, kept: Kept | None) -> Tensor:
-        """Ids (batch, sequence) to states (batch, sequence, kept hidden)."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.word(input_ids) + self.token_type(token_type_ids) + self.position(positions)
-        if kept is None:
-            return self.dropout(self.norm(x))  # type: ignore[no-any-return]
-        norm = fold_norm(NormWeights(self.norm.weight, self.norm.bias), kept)
-        return self.dropout(_layer_norm(fold_columns(x, kept), norm, self.norm.eps))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -340,6 +325,7 @@ class CofiModel(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
         """Encoder, and the pooler if there is one."""
         super().__init__(config)
         self.pooler = _pooler(self.arch)
+        self.pooler_activation = _activation(self.arch.pooler_activation)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -351,18 +337,21 @@ class CofiModel(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
     ) -> BaseModelOutputWithPooling:
         """Hidden states of the last layer and, with a pooler, of the first token."""
         encoded = self.encode(input_ids, attention_mask, token_type_ids)
-        pooled = None if self.pooler is None else _pool(self.pooler, encoded)
+        pooled = (
+            None if self.pooler is None else _pool(self.pooler, self.pooler_activation, encoded)
+        )
         return BaseModelOutputWithPooling(last_hidden_state=encoded.last, pooler_output=pooled)
 
 
 class CofiForSequenceClassification(CofiPreTrainedModel):  # type: ignore[no-untyped-call]
-    """Classification, or regression with one logit: pooler (tanh), dropout, linear."""
+    """Classification, or regression with one logit: pooler, activation, dropout, linear."""
 
     def __init__(self, config: CofiConfig) -> None:
         """Encoder, pooler and classifier; the pooler's output is never pruned."""
         super().__init__(config)
         self.num_labels = len(config.id2label or ())
         self.pooler = _pooler(self.arch)
+        self.pooler_activation = _activation(self.arch.pooler_activation)
         width = self.arch.hidden if self.arch.pooler is None else self.arch.pooler
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, self.num_labels)
@@ -372,7 +361,8 @@ class CofiForSequenceClassification(CofiPreTrainedModel):  # type: ignore[no-unt
         """``logits`` (batch, labels)."""
         if self.pooler is None:
             raise CheckpointError("a classifier needs an Arch with a pooler, got pooler None")
-        return {"logits": self.classifier(self.dropout(_pool(self.pooler, encoded)))}
+        pooled = _pool(self.pooler, self.pooler_activation, encoded)
+        return {"logits": self.classifier(self.dropout(pooled))}
 
     def forward(
         self,
@@ -461,7 +451,7 @@ def build(config: CofiConfig) -> CofiPreTrainedModel:
     return MODEL_CLASSES[config.task_kind](config)
 
 
-def _activation(name: str) -> Any:
+def _activation(name: str) -> Activation:
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"activation is {name!r}, allowed: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -475,8 +465,8 @@ def _pooler(arch: Arch) -> nn.Linear | None:
     return None if arch.pooler is None else nn.Linear(arch.hidden, arch.pooler)
 
 
-def _pool(pooler: nn.Linear, encoded: EncoderOutput) -> Tensor:
-    return _consume(pooler, encoded.last[:, 0], encoded.kept).tanh()
+def _pool(pooler: nn.Linear, activation: Activation, encoded: EncoderOutput) -> Tensor:
+    return activation(_consume(pooler, encoded.last[:, 0], encoded.kept))
 
 
 def _consume(linear: nn.Linear, x: Tensor, kept: Kept | None) -> Tensor:

@@ -31,6 +31,7 @@ def arches(draw: st.DrawFn) -> Arch:
     )
     layer = st.builds(LayerArch, heads=st.integers(0, shape.heads), ffn=st.integers(0, shape.ffn))
     layers = draw(st.lists(layer, min_size=shape.layers, max_size=shape.layers))
+    padding = draw(st.integers(0, 3))
     return dense_arch(
         shape,
         layers=tuple(layers),
@@ -38,7 +39,11 @@ def arches(draw: st.DrawFn) -> Arch:
         pooler=draw(st.none() | st.just(shape.hidden)),
         activation=draw(st.sampled_from(["gelu", "relu"])),
         layer_norm_eps=draw(st.floats(1e-13, 1e-3)),
-        pad_token_id=draw(st.integers(0, 3)),
+        pad_token_id=padding,
+        type_vocab_size=draw(st.integers(0, 3)),
+        embedding=draw(st.none() | st.integers(1, 24)),
+        position_offset=draw(st.sampled_from([0, padding + 1])),
+        pooler_activation=draw(st.sampled_from(["tanh", "gelu", "relu"])),
     )
 
 
@@ -134,6 +139,8 @@ def test_flops_of_bert_base_are_the_published_22_gflops_at_128_tokens():
             {"layers": (LayerArch(heads=1, ffn=-1),) + (LayerArch(heads=1, ffn=1),) * 2},
             "layer 0 has FFN width -1, allowed: 0 to 20",
         ),
+        ({"pad_token_id": 60}, "pad_token_id is 60, allowed: 0 to 59"),
+        ({"pad_token_id": 1, "position_offset": 1}, "position_offset is 1, allowed: 0 or pad_"),
     ],
 )
 def test_sizes_that_no_cut_can_produce_are_refused(changes: dict[str, Any], words: str):
@@ -144,6 +151,13 @@ def test_sizes_that_no_cut_can_produce_are_refused(changes: dict[str, Any], word
 def test_all_impossible_sizes_are_named_at_once():
     with pytest.raises(CheckpointError, match=r"hidden is 99.*head_size is 5"):
         dense_arch(SMALL, hidden=99, head_size=5)
+
+
+def test_tables_have_the_rows_and_the_width_that_the_family_needs():
+    roberta = dense_arch(pad_token_id=1, position_offset=2, type_vocab_size=1, max_positions=512)
+    assert (roberta.position_rows, roberta.token_types, roberta.embedding_width) == (514, 2, 24)
+    electra = dense_arch(embedding=10, type_vocab_size=3)
+    assert (electra.position_rows, electra.token_types, electra.embedding_width) == (40, 3, 10)
 
 
 def test_newer_schema_is_refused_with_both_versions():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +11,15 @@ from typing import Any
 import pytest
 
 from cofi_deploy.artifacts import read_json, write_json
+from tests.scripts import BENCHMARKS, load_script
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 EMPTY = "before\n<!-- results: begin -->\n<!-- results: end -->\nafter\n"
 
 
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, working on a README and results of its own."""
-    spec = importlib.util.spec_from_file_location("tables", BENCHMARKS / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("tables")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(EMPTY, "utf-8")

@@ -20,7 +20,9 @@ from tests.train.conftest import few_steps, one_thread, tiny_bert, tiny_data
 
 __all__ = ["few_steps", "one_thread", "tiny_bert", "tiny_data"]
 
-COMMANDS = ("train", "export", "verify", "bench", "inspect", "doctor", "demo")
+COMMANDS = (
+    "train", "export", "verify", "bench", "inspect", "serve", "rollback", "doctor", "demo"
+)  # fmt: skip
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -95,7 +97,9 @@ def test_squad_without_a_network_says_at_once_how_to_go_on(
     assert "--data-dir" in err
 
 
-@pytest.mark.parametrize("command", [("export", "--format", "onnx"), ("verify",), ("inspect",)])
+@pytest.mark.parametrize(
+    "command", [("export", "--format", "onnx"), ("verify",), ("inspect",), ("serve",)]
+)
 def test_without_a_run_a_command_says_how_to_make_one(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cofi_deploy import doctor, doctor_probes
 from cofi_deploy.doctor_probes import Finding, probe, runtime_findings
+from cofi_deploy.triton_image import TRITON_IMAGE
 
 
 @pytest.fixture(scope="module")
@@ -181,28 +182,45 @@ def finding(name: str) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("commands")
-def test_without_server_and_docker_a_server_from_pip_is_named() -> None:
-    assert finding("docker")["detail"] == "not on PATH; only `serve` uses it"
-    server = finding("triton-server")
-    assert server["state"] == "missing"
-    assert ".triton/bin/pip install nvidia-pytriton 'numpy<2'" in server["remedy"]
+def test_without_server_and_container_the_one_from_pip_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COFI_DEPLOY_CACHE", str(tmp_path))
+    assert finding("tritonserver")["detail"] == "not on PATH; `serve` takes one of the next two"
+    assert finding("triton-container")["detail"] == "neither docker nor podman is on PATH"
+    server = finding("triton-pip")
+    assert (server["state"], server["remedy"]) == ("missing", "cofi-deploy serve --server pip")
+    assert f"`serve` installs it once, about 340 MB: {tmp_path}/triton-py3." in server["detail"]
 
 
-def test_with_docker_the_container_is_named(commands: Callable[[str, str], None]) -> None:
+@pytest.mark.usefixtures("commands")
+def test_a_machine_that_the_server_from_pip_cannot_run_on_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COFI_DEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    server = finding("triton-pip")
+    assert (server["state"], server["remedy"]) == ("missing", "")
+    assert "runs on Linux x86_64, this is Linux aarch64" in server["detail"]
+
+
+def test_an_engine_that_answers_is_ready(commands: Callable[[str, str], None]) -> None:
     commands("docker", "28.1.1")
-    assert finding("docker") == {**finding("docker"), "state": "ready", "version": "28.1.1"}
-    assert finding("triton-server")["remedy"] == f"docker pull {doctor.TRITON_IMAGE}"
+    found = finding("triton-container")
+    assert (found["state"], found["version"]) == ("ready", "28.1.1")
+    assert TRITON_IMAGE in found["detail"]
 
 
 def test_docker_without_a_daemon_is_broken(commands: Callable[[str, str], None]) -> None:
     commands("docker", "")
-    found = finding("docker")
-    assert (found["state"], found["detail"]) == ("broken", "on PATH, but no daemon answers")
+    found = finding("triton-container")
+    assert found["state"] == "broken"
+    assert found["detail"].endswith("docker is there, no engine answers")
 
 
 def test_server_on_path_is_ready(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("tritonserver", "")
-    found = finding("triton-server")
+    found = finding("tritonserver")
     assert (found["state"], found["detail"]) == ("ready", str(tmp_path / "tritonserver"))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from cofi_deploy import hub
-from cofi_deploy.errors import HubUnreachableError
+from cofi_deploy.errors import HubUnreachableError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,13 @@ def test_a_local_or_cached_model_needs_no_hub(tmp_path: Path) -> None:
     hub.check_model_reachable("owner/name", data_is_local=True)
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere"])
+def test_a_path_where_nothing_is_is_a_typing_error(name: str) -> None:
+    words = f"model {name!r} does not exist; expected a model directory or a hub id"
+    with pytest.raises(UsageError, match=re.escape(words)):
+        hub.check_model_reachable(name, data_is_local=True)
+
+
 @pytest.mark.usefixtures("unreachable")
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c"])
-def test_what_is_no_hub_id_is_left_to_the_loading_of_models(name: str) -> None:
-    hub.check_model_reachable(name, data_is_local=True)
+def test_what_is_neither_path_nor_hub_id_is_left_to_the_loading_of_models() -> None:
+    hub.check_model_reachable("a/b/c", data_is_local=True)

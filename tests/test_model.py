@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from cofi_deploy.errors import CheckpointError, ConfigError
-from cofi_deploy.families import arch_from_config, kind_from_config, ours_from_bert
+from cofi_deploy.families import arch_from_config, kind_from_config, ours_from_checkpoint
 from cofi_deploy.kinds import TASK_KINDS, TaskKind, output_names
 from cofi_deploy.loading import load, load_dense, save_dense
 from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
@@ -83,7 +83,7 @@ def ours(bert: PreTrainedModel, kind: TaskKind) -> CofiPreTrainedModel:
     arch = arch_from_config(bert.config.to_dict())
     labels = tuple(bert.config.id2label.values())
     model = build(CofiConfig.from_arch(arch, kind, labels=labels))
-    found, fresh = ours_from_bert(bert.state_dict(), model.state_dict(), kind)
+    found, fresh = ours_from_checkpoint(bert.state_dict(), model.state_dict(), "bert", kind)
     assert fresh == []
     model.load_state_dict(found, strict=True)
     return model.eval()
@@ -270,7 +270,7 @@ def test_a_pooler_or_classifier_that_is_missing_starts_fresh_and_is_named():
         name: value for name, value in bert.state_dict().items() if "bert.pooler" not in name
     }
     tensors["classifier.weight"] = torch.zeros(7, 24)
-    found, fresh = ours_from_bert(tensors, model.state_dict(), "text-classification")
+    found, fresh = ours_from_checkpoint(tensors, model.state_dict(), "bert", "text-classification")
     assert sorted(fresh) == ["classifier.weight", "pooler.bias", "pooler.weight"]
     assert not set(fresh) & set(found)
 
@@ -319,7 +319,7 @@ def test_a_deeper_checkpoint_than_its_config_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "distilbert"}, "model family 'distilbert' is not supported; allowed: bert"),
+        ({"model_type": "albert"}, "model family 'albert' is not supported; allowed: bert"),
         ({"model_type": "bart"}, "did you mean 'bert'?"),
         (
             {"position_embedding_type": "relative_key"},

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cofi_deploy.api.places import Place, find_model
+from cofi_deploy.api.triton_settings import triton_options
+from cofi_deploy.api.versions import add_to_repository
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
+from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
 from cofi_deploy.export.onnx import DEFAULT_OPSET, export_onnx
 from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.export.tensorrt import export_tensorrt
-from cofi_deploy.export.triton import export_triton
-from cofi_deploy.export.triton_config import TritonOptions
+from cofi_deploy.export.triton import export_triton, write_models
+from cofi_deploy.export.triton_versions import served_options
 from cofi_deploy.exports import EXPORT_FORMATS, check_export
 
 logger = logging.getLogger(__name__)
 
 Triple = tuple[int, int, int]
+BATCH_SIZE: Triple = (1, 8, 32)
 
 
 def export(  # noqa: PLR0913 - the arguments are the flags of the command line
@@ -27,12 +31,18 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     *,
     format: str,
     precision: Literal["fp32", "fp16"] = "fp32",
-    batch_size: Triple = (1, 8, 32),
+    batch_size: Triple | None = None,
     seq_len: Triple = (16, 128, 384),
     opset: int = DEFAULT_OPSET,
     output: Path | None = None,
-    backend: str = "onnxruntime",
+    backend: str | None = None,
     flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
+    repository: Path | None = None,
+    name: str | None = None,
+    url: str | None = None,
+    kserve: bool = False,
+    plans: tuple[Path, ...] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Turn a compact model, or any dense one of a supported family, into a deployable artifact.
 
@@ -40,21 +50,40 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         model: Run or model directory; None means the newest finished run.
         format: `onnx`, `openvino`, `trt` or `triton`.
         precision: Of the weights in the artifact.
-        batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch.
+        batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
+            by default `BATCH_SIZE`.
         seq_len: The same for tokens.
         opset: ONNX operator set.
         output: Directory to write; by default `exports/<name>/<format>`.
-        backend: Of a Triton repository.
+        backend: Of a Triton repository; by default onnxruntime.
         flavour: Of a TensorRT engine.
+        repository: A Triton repository to add the model to, as the next version of a known
+            ``name``; instead of ``output``.
+        name: Of the model on a Triton server; by default made from the run.
+        url: HTTP address of the Triton server that runs from ``repository``; it must load the
+            version, else the version is taken back.
+        kserve: Also write Kubernetes manifests, to `<repository>-kubernetes` beside it.
+        plans: Engine directories, for backend tensorrt.
+        settings: More of `TritonOptions`, by name. What is not given is as in the version before,
+            where there is one.
 
     Returns:
-        The directory that was written.
+        The directory that was written; of an addition to a repository the version folder.
 
     Raises:
         CofiDeployError: See errors.py; nothing half-written is left behind.
     """
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown format {format!r}; {did_you_mean(format, EXPORT_FORMATS)}")
+    triton_only = {
+        "--repository": repository,
+        "--name": name,
+        "--url": url,
+        "--kserve": kserve,
+        "--plan": plans,
+        "--set": settings,
+    }
+    _check_flags(format, triton_only, output)
     place = find_model(model)
     target = output or place.exports / format
     if format in {"onnx", "openvino", "triton"} and precision != "fp32":
@@ -70,13 +99,45 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         return export_tensorrt(
             place.model,
             target,
-            batch_size=batch_size,
+            batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len,
             precision=precision,
             flavour=flavour,
         )
-    options = TritonOptions(backend=backend, max_batch_size=batch_size[2])
-    return export_triton(place.model, target, name=_triton_name(place), options=options)
+    name = name or _triton_name(place)
+    options = triton_options(
+        {"backend": backend, "max_batch_size": batch_size[2] if batch_size else None},
+        settings or {},
+        served=served_options(repository, name) if repository else None,
+        kserve=kserve,
+    )
+
+    if kserve:
+        check_manifests(repository or target)
+
+    def write(directory: Path) -> object:
+        return write_models(directory, place.model, name=name, options=options, plans=plans)
+
+    if repository is None:
+        written = export_triton(place.model, target, name=name, options=options, plans=plans)
+    else:
+        written = add_to_repository(repository, name, write, url=url).directory
+    if kserve:
+        write_kubernetes(repository or target, name, options)
+    return written
+
+
+def _check_flags(format: str, triton_only: Mapping[str, Any], output: Path | None) -> None:
+    """Flags that say nothing about this export are errors, not ignored."""
+    given = [flag for flag, value in triton_only.items() if value]
+    if format != "triton" and given:
+        raise UsageError(f"{given[0]} is for --format triton, got --format {format}; leave it out")
+    if output is not None and "--repository" in given:
+        raise UsageError(
+            "give --output for a repository of its own, or --repository to add to one; not both"
+        )
+    if "--url" in given and "--repository" not in given:
+        raise UsageError("--url names the server of a --repository, and none is given")
 
 
 def export_if_stale(place: Place, format: str) -> Path:

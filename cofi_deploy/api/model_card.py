@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cofi_deploy.arch import Arch
+from cofi_deploy.family_tables import FAMILIES
 
 
 def model_card(run: Mapping[str, Any], model: Mapping[str, Any], base: Arch) -> str:
@@ -26,4 +27,5 @@ def model_card(run: Mapping[str, Any], model: Mapping[str, Any], base: Arch) -> 
         lstrip_blocks=True,
     )
     template = environment.get_template("model_card.md.j2")
-    return template.render(run=run, result=run["result"], model=model, base=base)
+    family = FAMILIES[base.family].title
+    return template.render(run=run, result=run["result"], model=model, family=family)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     data_dir: Path | None = None,
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
+    sparsity: float | Sequence[float] | None = None,
+    parameters: int | None = None,
     recipe: str = "balanced",
     config: Path | None = None,
-    parameters: int | None = None,
+    max_length: int | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
     output: Path | None = None,
     resume: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -71,12 +75,17 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         data_dir: Local files of a GLUE or SQuAD task.
         data: File, folder or hub id for `text-classification` and `text-regression`.
         columns: Column names of ``data`` where they cannot be guessed.
+        sparsity: Share of the encoder to prune, or several for a family from one run.
+        parameters: Budget as a number of encoder parameters, in place of a sparsity.
         recipe: `paper`, `balanced`, `fast` or `smoke`.
         config: TOML file of settings; wins over the recipe.
-        parameters: Budget as a number of encoder parameters, in place of a sparsity.
+        max_length: Longest sequence in tokens.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        seed: Of everything random.
         output: Run directory; by default `runs/<task>-<budget>-<time>`.
         resume: Run directory of a run that was killed; all other arguments come from it.
-        overrides: Single settings by the names of `TrainSettings`; win over everything.
+        overrides: Any other setting by its name in `TrainSettings`; these and the arguments
+            above win over recipe and file.
 
     Returns:
         The run directory.
@@ -88,7 +97,10 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         return _resume(run_to_resume(resume))
     check_task_arguments(task, data_dir=data_dir, data=data, columns=columns)
     model = str(model or teacher or DEFAULT_MODEL)
-    given = dict(overrides or {})
+    given = {
+        **(overrides or {}),
+        **_settings_given(sparsity, max_length=max_length, precision=precision, seed=seed),
+    }
 
     def settings_for(rows: int) -> TrainSettings:
         kind = "question-answering" if task in SQUAD_NAMES else "text-classification"
@@ -231,7 +243,12 @@ def _run(pipeline: Pipeline) -> Path:
         try:
             result = pipeline.train()
         except KeyboardInterrupt:
-            _update(run, wall_s=round(time.monotonic() - began, 1))
+            _update(
+                run,
+                state="failed",
+                error="interrupted; continue with --resume",
+                wall_s=round(time.monotonic() - began, 1),
+            )
             raise
         except Exception as error:
             _update(
@@ -254,6 +271,14 @@ def _write_cards(run: Path) -> None:
 
 def _update(run: Path, **values: Any) -> None:
     write_json(run / "run.json", {**read_json(run / "run.json"), **values})
+
+
+def _settings_given(sparsity: float | Sequence[float] | None, **others: Any) -> dict[str, Any]:
+    """Arguments that are settings, by the settings' names; None was not given."""
+    given = {name: value for name, value in others.items() if value is not None}
+    if sparsity is not None:
+        given["sparsities"] = list(sparsity) if isinstance(sparsity, Sequence) else [sparsity]
+    return given
 
 
 def _sparsity_of(parameters: int, model: str) -> float:

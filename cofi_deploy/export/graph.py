@@ -10,15 +10,14 @@ their own internals. What is written here is compared with PyTorch before it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import ExportError
-from cofi_deploy.export.graph_builder import Array, GraphBuilder
+from cofi_deploy.export.graph_builder import Array, GraphBuilder, Pick
 from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.kinds import INPUT_NAMES, TaskKind, is_per_token, output_names
 from cofi_deploy.model import MASKED_SCORE, CofiPreTrainedModel
@@ -28,6 +27,7 @@ SEQUENCE = "sequence"
 
 # Gelu became an operator of its own in this opset; before, it is written with Erf.
 _GELU_OPSET = 20
+_OPERATORS = {"relu": "Relu", "tanh": "Tanh"}
 _PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single-file model must stay below 2 GiB
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -62,8 +62,7 @@ def _check_size(weights: Mapping[str, Array], precision: Precision) -> None:
 
 
 def _encoder(graph: GraphBuilder, arch: Arch) -> str:
-    with graph.sublayer("encoder.embeddings"):
-        x = _embeddings(graph, arch)
+    x = _embeddings(graph, arch)
     bias = _attention_bias(graph)
     for index, layer in enumerate(arch.layers):
         module = f"encoder.layers.{index}"
@@ -78,21 +77,48 @@ def _encoder(graph: GraphBuilder, arch: Arch) -> str:
 
 def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
     tables = "encoder.embeddings"
+    with graph.sublayer(tables):
+        x = graph.rows(f"{tables}.word.weight", _gather(graph, "input_ids"), f"{tables}.words")
+        if arch.type_vocab_size > 1:
+            pick = _gather(graph, "token_type_ids")
+            types = graph.rows(f"{tables}.token_type.weight", pick, f"{tables}.types")
+            x = graph.node("Add", [x, types], f"{tables}.words_and_types")
+        positions = graph.rows(
+            f"{tables}.position.weight",
+            _pick_positions(graph, arch),
+            f"{tables}.positions",
+            plus=f"{tables}.token_type.weight" if arch.type_vocab_size == 1 else None,
+        )
+        x = graph.node("Add", [x, positions], f"{tables}.sum")  # (batch, sequence, width)
+        x = graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
+    if arch.embedding is None:
+        return x
+    with graph.sublayer(f"{tables}.project"):
+        return graph.leave(graph.linear(graph.enter(x), f"{tables}.project"))
 
-    def rows_of(ids: str) -> Callable[[str, str], str]:
-        return lambda table, output: graph.node("Gather", [table, ids], output)
 
-    def first_rows(table: str, output: str) -> str:
+def _gather(graph: GraphBuilder, ids: str) -> Pick:
+    return lambda table, output: graph.node("Gather", [table, ids], output)
+
+
+def _pick_positions(graph: GraphBuilder, arch: Arch) -> Pick:
+    """Takes the rows of the position table that `embeddings.position_ids` numbers.
+
+    Gives (sequence, width) where all texts of a batch have the same, else (batch, sequence, width).
+    """
+    name = "encoder.embeddings.positions"
+    if not arch.position_offset:
+        length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
         zero = graph.integers("zero", [0])
-        return graph.node("Slice", [table, zero, length, zero], output)
-
-    word = graph.rows(f"{tables}.word.weight", rows_of("input_ids"), f"{tables}.words")
-    types = graph.rows(f"{tables}.token_type.weight", rows_of("token_type_ids"), f"{tables}.types")
-    length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
-    positions = graph.rows(f"{tables}.position.weight", first_rows, f"{tables}.positions")
-    x = graph.node("Add", [word, types], f"{tables}.words_and_types")
-    x = graph.node("Add", [x, positions], f"{tables}.sum")  # (batch, sequence, hidden)
-    return graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
+        return lambda table, output: graph.node("Slice", [table, zero, length, zero], output)
+    padding = graph.integer("padding", arch.position_offset - 1)
+    is_padding = graph.node("Equal", ["input_ids", padding], f"{name}.is_padding")
+    is_token = graph.node("Not", [is_padding], f"{name}.is_token")
+    counted = graph.node("Cast", [is_token], f"{name}.counted", to=TensorProto.INT64)
+    number = graph.node("CumSum", [counted, graph.integer("axis_one", 1)], f"{name}.number")
+    number = graph.node("Mul", [number, counted], f"{name}.number_of_tokens")
+    rows = graph.node("Add", [number, padding], f"{name}.rows")  # (batch, sequence)
+    return _gather(graph, rows)
 
 
 def _attention_bias(graph: GraphBuilder) -> str:
@@ -144,12 +170,12 @@ def _ffn(graph: GraphBuilder, x: str, module: str, arch: Arch) -> str:
 def _activation(graph: GraphBuilder, x: str, name: str, activation: str) -> str:
     if activation == "gelu":
         return _gelu(graph, x, name)
-    if activation == "relu":
-        return graph.node("Relu", [x], name)
+    if activation in _OPERATORS:
+        return graph.node(_OPERATORS[activation], [x], name)
     if activation == "silu":
         return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{name}.sigmoid")], name)
     raise ExportError(
-        f"activation {activation!r} has no ONNX translation, allowed: gelu, relu, silu"
+        f"activation {activation!r} has no ONNX translation, allowed: gelu, relu, silu, tanh"
     )
 
 
@@ -165,20 +191,27 @@ def _gelu(graph: GraphBuilder, x: str, name: str) -> str:
 
 
 def _head(graph: GraphBuilder, x: str, arch: Arch, kind: TaskKind) -> None:
-    x = graph.exact(x, "head.in_fp32")
-    if not is_per_token(kind):
-        if arch.pooler is None:
-            raise ExportError("a classifier needs an Arch with a pooler, got pooler None")
-        first = graph.constant("first", np.asarray(0, dtype=np.int64))
-        x = graph.node("Gather", [x, first], "pooler.token", axis=1)  # (batch, hidden)
-        x = graph.node("Tanh", [graph.linear(x, "pooler", exact=True)], "pooler.tanh")
-    if kind != "question-answering":
-        graph.linear(x, "classifier", exact=True, output="logits")
-        return
-    logits = graph.linear(x, "classifier", exact=True)
-    for index, name in enumerate(output_names(kind)):
-        place = graph.constant(f"{name}.place", np.asarray(index, dtype=np.int64))
-        graph.node("Gather", [logits, place], name, axis=2)  # (batch, sequence)
+    with graph.in_fp32():
+        x = graph.enter(x)
+        if not is_per_token(kind):
+            x = _pooler(graph, x, arch)
+        if kind != "question-answering":
+            graph.linear(x, "classifier", output="logits")
+            return
+        logits = graph.linear(x, "classifier")
+        for index, name in enumerate(output_names(kind)):
+            place = graph.integer(f"{name}.place", index)
+            graph.node("Gather", [logits, place], name, axis=2)  # (batch, sequence)
+
+
+def _pooler(graph: GraphBuilder, x: str, arch: Arch) -> str:
+    if arch.pooler is None:
+        raise ExportError("a classifier needs an Arch with a pooler, got pooler None")
+    first = graph.integer("first", 0)
+    x = graph.node("Gather", [x, first], "pooler.token", axis=1)  # (batch, hidden)
+    return _activation(
+        graph, graph.linear(x, "pooler"), "pooler.activation", arch.pooler_activation
+    )
 
 
 def _model_proto(graph: GraphBuilder, kind: TaskKind, labels: int) -> onnx.ModelProto:

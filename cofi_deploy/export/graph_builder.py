@@ -9,7 +9,7 @@ Weights of linear maps are stored transposed, (in, out), because MatMul takes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from cofi_deploy.export.numerics import Numerics, Range
 
 Array = npt.NDArray[Any]
 Computed = Literal["fp32", "fp16"]
+# Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
+Pick = Callable[[str, str], str]
 
 _DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}
 _ONNX_TYPES: dict[Computed, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
@@ -39,17 +41,23 @@ class GraphBuilder:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._usual: Computed = "fp16" if numerics.precision == "fp16" else "fp32"
         self._computed: Computed = self._usual
+        self._is_exact = False
         self._tensors: set[str] = set()
 
     @contextmanager
-    def sublayer(self, name: str) -> Iterator[None]:
-        """What is added inside is computed in fp32 where ``name`` is listed for it."""
-        if name in self.numerics.fp32_sublayers:
-            self._computed = "fp32"
+    def in_fp32(self) -> Iterator[None]:
+        """What is added inside is stored and computed in fp32."""
+        before = self._computed, self._is_exact
+        self._computed, self._is_exact = "fp32", True
         try:
             yield
         finally:
-            self._computed = self._usual
+            self._computed, self._is_exact = before
+
+    def sublayer(self, name: str) -> AbstractContextManager[None]:
+        """What is added inside is computed in fp32 where ``name`` is listed for it."""
+        is_listed = name in self.numerics.fp32_sublayers
+        return self.in_fp32() if is_listed else nullcontext()
 
     def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Add a node with one output; both are called ``name``."""
@@ -78,53 +86,70 @@ class GraphBuilder:
         """A list of int64, for axes and shapes."""
         return self.constant(name, np.asarray(values, dtype=np.int64))
 
-    def parameter(self, name: str, *, transpose: bool = False, exact: bool = False) -> str:
-        """A weight of the model under its own name; ``exact`` keeps fp32."""
-        value = self.weights[name].T if transpose else self.weights[name]
-        if exact or self._computed == "fp32":
-            return self.constant(name, value.astype(np.float32))
-        return self.constant(name, value.astype(np.float16))
+    def integer(self, name: str, value: int) -> str:
+        """One int64."""
+        return self.constant(name, np.asarray(value, dtype=np.int64))
 
-    def rows(self, name: str, pick: Callable[[str, str], str], output: str) -> str:
+    def parameter(self, name: str, *, transpose: bool = False) -> str:
+        """A weight of the model under its own name, in the precision that is computed in."""
+        value = self.weights[name].T if transpose else self.weights[name]
+        return self.constant(name, value.astype(_DTYPES[self._computed]))
+
+    def rows(self, name: str, pick: Pick, output: str, *, plus: str | None = None) -> str:
         """Rows of a table of embeddings, by ``pick(table, output)``, as numbers to compute with.
 
-        The rows are picked first, so that the table stays as small in memory as on the disk.
+        Rows of fewer bits are picked first and become numbers afterwards, so that the table stays
+        as small in memory as on the disk.
+
+        Args:
+            name: Of the table.
+            pick: Adds the node that takes rows out of a table.
+            output: Name of the result.
+            plus: A parameter of one row that is added to all of them.
         """
-        precision = self.numerics.precision
-        if precision == "bf16":
+        if self.numerics.precision not in {"bf16", "int8"}:
+            table = self.parameter(name)
+            if plus is not None:
+                # A sum of two constants, which runtimes work out when they open the file.
+                table = self.node("Add", [table, self.parameter(plus)], f"{output}.table")
+            return pick(table, output)
+        stored = output if plus is None else f"{output}.stored"
+        numbers = self._numbers_of_rows(name, pick, stored)
+        if plus is None:
+            return numbers
+        return self.node("Add", [numbers, self.parameter(plus)], output)
+
+    def _numbers_of_rows(self, name: str, pick: Pick, output: str) -> str:
+        if self.numerics.precision == "bf16":
             stored = self._bfloat16(name, self.weights[name])
             return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
-        if precision != "int8":
-            return pick(self.parameter(name), output)
         rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
         picked = pick(self.constant(name, rows), f"{output}.int8")
         numbers = self.node("Cast", [picked], f"{output}.numbers", to=TensorProto.FLOAT)
         scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
         return self.node("Mul", [numbers, scale], output)
 
-    def linear(self, x: str, module: str, *, exact: bool = False, output: str | None = None) -> str:
-        """``x @ W.T + b`` over the last axis; ``exact`` keeps fp32."""
-        product = self._product(x, module, exact=exact)
-        bias = self.parameter(f"{module}.bias", exact=exact)
+    def linear(self, x: str, module: str, *, output: str | None = None) -> str:
+        """``x @ W.T + b`` over the last axis."""
+        product = self._product(x, module)
+        bias = self.parameter(f"{module}.bias")
         return self.node("Add", [product, bias], output or f"{module}.out")
 
     def norm(self, x: str, module: str, eps: float) -> str:
         """LayerNorm over the last axis, always computed in fp32; gives the usual precision."""
-        x = self.cast(x, "fp32", f"{module}.in_fp32", given=self._computed)
-        weight = self.parameter(f"{module}.weight", exact=True)
-        bias = self.parameter(f"{module}.bias", exact=True)
-        out = self.node(
-            "LayerNormalization", [x, weight, bias], f"{module}.out", axis=-1, epsilon=eps
-        )
-        return self.cast(out, self._usual, f"{module}.out_{self._usual}", given="fp32")
+        x = self._cast(x, "fp32", f"{module}.in_fp32", given=self._computed)
+        with self.in_fp32():
+            inputs = [x, self.parameter(f"{module}.weight"), self.parameter(f"{module}.bias")]
+        out = self.node("LayerNormalization", inputs, f"{module}.out", axis=-1, epsilon=eps)
+        return self._cast(out, self._usual, f"{module}.out_{self._usual}", given="fp32")
 
     def softmax(self, x: str, name: str) -> str:
         """Softmax over the last axis, in fp32 where that was decided."""
         if not self.numerics.fp32_softmax or self._computed == "fp32":
             return self.node("Softmax", [x], name, axis=-1)
-        x = self.cast(x, "fp32", f"{name}.in_fp32", given=self._computed)
+        x = self._cast(x, "fp32", f"{name}.in_fp32", given=self._computed)
         out = self.node("Softmax", [x], f"{name}.fp32", axis=-1)
-        return self.cast(out, self._computed, name, given="fp32")
+        return self._cast(out, self._computed, name, given="fp32")
 
     def enter(self, x: str) -> str:
         """``x`` of the graph's usual precision in that of this sublayer, converted once."""
@@ -132,27 +157,27 @@ class GraphBuilder:
             return x
         return self.once("Cast", [x], f"{x}.{self._computed}", to=_ONNX_TYPES[self._computed])
 
+    def leave(self, x: str) -> str:
+        """``x`` of this sublayer's precision in the graph's usual one."""
+        return self._cast(x, self._usual, f"{x}.{self._usual}", given=self._computed)
+
     def to_usual(self, x: str, name: str) -> str:
         """An integer tensor as numbers of the graph's usual precision."""
         return self.node("Cast", [x], name, to=_ONNX_TYPES[self._usual])
 
-    def exact(self, x: str, name: str) -> str:
-        """``x`` of the graph's usual precision in fp32."""
-        return self.cast(x, "fp32", name, given=self._usual)
-
-    def cast(self, x: str, to: Computed, name: str, *, given: Computed) -> str:
+    def _cast(self, x: str, to: Computed, name: str, *, given: Computed) -> str:
         """Change the precision, where it is another one."""
         return x if to == given else self.node("Cast", [x], name, to=_ONNX_TYPES[to])
 
-    def _product(self, x: str, module: str, *, exact: bool) -> str:
+    def _product(self, x: str, module: str) -> str:
         name, output = f"{module}.weight", f"{module}.product"
         if module in self.numerics.int8:
             return self._int8_product(x, module, self.numerics.int8[module])
-        if self.numerics.precision == "bf16" and not exact:
+        if self.numerics.precision == "bf16" and not self._is_exact:
             stored = self._bfloat16(name, self.weights[name].T)
             weight = self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
         else:
-            weight = self.parameter(name, transpose=True, exact=exact)
+            weight = self.parameter(name, transpose=True)
         return self.node("MatMul", [x, weight], output)
 
     def _int8_product(self, x: str, module: str, limits: Range | None) -> str:

@@ -39,7 +39,11 @@ KEPT_ROWS = 0.95
 _MANY_ROWS = 100  # below it, no row is an outlier
 
 _OPSET = 17
-_SUBLAYER = re.compile(r"encoder\.(?:embeddings|layers\.\d+\.(?:attention|ffn))(?=\.)")
+_SUBLAYER = re.compile(
+    r"encoder\.(?:embeddings\.project|embeddings|layers\.\d+\.(?:attention|ffn))(?=\.)"
+)
+# What sublayers hand on to each other, in the graph's usual precision.
+_HANDED_ON = (".norm.out", ".project.out")
 
 
 def choose_numerics(
@@ -97,9 +101,9 @@ def _beyond_fp16(model: CofiPreTrainedModel, rows: Sequence[Row]) -> frozenset[s
         sublayer = _SUBLAYER.match(name)
         if sublayer is None or magnitude * FP16_HEADROOM <= FP16_MAX:
             continue
-        if name.endswith(".norm.out"):
+        if name.endswith(_HANDED_ON):
             raise ExportError(
-                f"{name!r} reaches {magnitude:.3g}, fp16 ends at {FP16_MAX:.0f} and LayerNorms "
+                f"{name!r} reaches {magnitude:.3g}, fp16 ends at {FP16_MAX:.0f} and sublayers "
                 "hand their results on in it; export at --precision bf16 or fp32"
             )
         if sublayer[0] not in beyond:

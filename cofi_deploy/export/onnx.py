@@ -197,14 +197,7 @@ def check_onnx(path: Path, arch: Arch) -> None:
 def weight_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Shape of every encoder weight in the ONNX graph; linear maps are (in, out)."""
     hidden = arch.hidden
-    tables = "encoder.embeddings"
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{tables}.word.weight": (arch.vocab_size, hidden),
-        f"{tables}.position.weight": (arch.max_positions, hidden),
-        f"{tables}.token_type.weight": (arch.type_vocab_size, hidden),
-        f"{tables}.norm.weight": (hidden,),
-        f"{tables}.norm.bias": (hidden,),
-    }
+    shapes = _embedding_shapes(arch)
     for index, layer in enumerate(arch.layers):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
         width = layer.heads * arch.head_size
@@ -220,6 +213,22 @@ def weight_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
         for module, kept in ((attention, layer.heads), (ffn, layer.ffn)):
             if kept:
                 shapes |= {f"{module}.norm.weight": (hidden,), f"{module}.norm.bias": (hidden,)}
+    return shapes
+
+
+def _embedding_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
+    width, tables = arch.embedding_width, "encoder.embeddings"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{tables}.word.weight": (arch.vocab_size, width),
+        f"{tables}.position.weight": (arch.position_rows, width),
+        f"{tables}.norm.weight": (width,),
+        f"{tables}.norm.bias": (width,),
+    }
+    if arch.type_vocab_size:
+        shapes[f"{tables}.token_type.weight"] = (arch.type_vocab_size, width)
+    if arch.embedding is not None:
+        shapes[f"{tables}.project.weight"] = (width, arch.hidden)
+        shapes[f"{tables}.project.bias"] = (arch.hidden,)
     return shapes
 
 

@@ -115,10 +115,10 @@ def encode_sentences(tokenizer: PreTrainedTokenizerBase, arch: Arch) -> list[tup
         encoded = tokenizer(text, pair, return_token_type_ids=True, verbose=False)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)[: arch.max_positions]
         types = np.asarray(encoded["token_type_ids"], dtype=np.int64)[: arch.max_positions]
-        if ids.max() >= arch.vocab_size or types.max() >= arch.type_vocab_size:
+        if ids.max() >= arch.vocab_size or types.max() >= arch.token_types:
             raise ExportError(
                 f"the tokenizer gives token id {ids.max()} and token type {types.max()}, but the "
-                f"model has {arch.vocab_size} ids and {arch.type_vocab_size} types; "
+                f"model has {arch.vocab_size} ids and {arch.token_types} types; "
                 "the tokenizer files belong to another model"
             )
         rows.append((ids, types))

@@ -1,60 +1,57 @@
-"""Model or ONNX export -> Triton model repository: `<output>/<name>/{config.pbtxt,1/model.onnx}`.
+"""Model or ONNX export -> Triton model repository that answers tensors and text.
 
-Each backend is one entry of `_BACKENDS`: which artifact it serves and under which file name. The
-repository is checked (`cofi_deploy.triton_repository`) before it appears under its final name.
+```
+<name>/config.pbtxt            for the chosen backend
+<name>/configs/<other>.pbtxt   the same versions run by another: --model-config-name=<other>
+<name>/<version>/              model.onnx, model.py, what the backend needs, export.json
+<name>_tokenizer/ <name>_answer/ <name>_text/     text in, answer out: `triton_text.py`
+```
+
+`triton_backends.py` puts the files of a version in place, `triton_config.py` says how they are run.
+The repository is checked (`cofi_deploy.triton_repository`) before it appears under its final name.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ConfigError, RepositoryError, did_you_mean
-from cofi_deploy.export.manifest import (
-    Source,
-    open_source,
-    source_of_export,
-    write_manifest,
-)
-from cofi_deploy.export.onnx import MODEL_FILE, write_onnx
+from cofi_deploy.export.manifest import Source, write_manifest
 from cofi_deploy.export.parity import warmup_inputs
+from cofi_deploy.export.triton_backends import Artifact, place_version
 from cofi_deploy.export.triton_config import (
     LABELS_FILE,
     WARMUP_FOLDER,
+    Device,
     ServedModel,
     TritonOptions,
     model_config,
     warmup_file,
 )
-from cofi_deploy.exports import MANIFEST, ExportParity, check_export, read_manifest
-from cofi_deploy.triton_repository import CONFIG_FILE, check_repository, import_model_config
+from cofi_deploy.export.triton_text import write_text_models
+from cofi_deploy.exports import MANIFEST, read_manifest
+from cofi_deploy.triton_repository import (
+    BACKENDS,
+    CONFIG_FILE,
+    CONFIGS_FOLDER,
+    check_repository,
+    import_model_config,
+)
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1"
+# What runs the same version folders where the chosen backend is not to be had.
+FALLBACKS = ("onnxruntime", "python")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """What a version folder holds, and what it came from."""
-
-    source: Source
-    file: str  # in the version folder
-    precision: str
-    parity: ExportParity | None
-
-
-# Puts the served file of a backend into a version folder.
-_Place = Callable[[Path | str, Path], Artifact]
 
 
 def export_triton(
@@ -63,8 +60,9 @@ def export_triton(
     *,
     name: str,
     options: TritonOptions | None = None,
+    plans: tuple[Path, ...] = (),
 ) -> Path:
-    """Write a model repository with one model.
+    """Write a model repository with one model and what answers text with it.
 
     Args:
         model: An ONNX export, which is served as it is, or a model directory, which is exported
@@ -73,6 +71,7 @@ def export_triton(
             export of ``name``.
         name: Name of the model on the server, and of its folder.
         options: How the server runs it.
+        plans: Engine directories of ``model``, for backend tensorrt: one for each kind of GPU.
 
     Returns:
         ``output``.
@@ -84,64 +83,72 @@ def export_triton(
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     options = options or TritonOptions()
-    _check_options(name, options)
+    _check_options(name, options, plans)
     import_model_config()  # refuse a missing package before the work starts
     _check_output(output, name)
     with atomic_directory(output) as repository:
-        folder = repository / name
-        version = folder / VERSION
-        version.mkdir(parents=True)
-        artifact = _BACKENDS[options.backend](model, version)
-        options = _fit(options, artifact.source)
-        _write_config(folder, name, artifact, options)
-        check_repository(repository)
-        write_manifest(
-            repository,
-            artifact.source,
-            export_format="triton",
-            precision=artifact.precision,
-            parity=artifact.parity,
-            options={"name": name, **asdict(options)},
-        )
+        artifact = write_models(repository, model, name=name, options=options, plans=plans)
+        _write_manifest(repository, artifact, name)
     logger.info("wrote %s; serve it with: cofi-deploy serve %s", output, output)
     return output
 
 
-def _place_onnx(model: Path | str, version: Path) -> Artifact:
-    """Copy the file of an ONNX export, or write one from a model directory."""
-    file = version / MODEL_FILE
-    if not (Path(model) / MANIFEST).is_file():
-        source, loaded = open_source(model)
-        parity = write_onnx(source, loaded, file)
-        return Artifact(source=source, file=MODEL_FILE, precision="fp32", parity=parity)
-    manifest = check_export(Path(model))
-    if manifest.format != "onnx" or MODEL_FILE not in manifest.files:
-        raise ConfigError(
-            f"{str(model)!r} is an export of format {manifest.format!r}, but backend 'onnxruntime' "
-            f"serves format 'onnx'; run: cofi-deploy export {manifest.source_path} --format onnx"
-        )
-    shutil.copyfile(manifest.directory / MODEL_FILE, file)
-    return Artifact(
-        source=source_of_export(manifest),
-        file=MODEL_FILE,
-        precision=manifest.precision,
-        parity=manifest.parity,
-    )
+def write_models(
+    directory: Path,
+    model: Path | str,
+    *,
+    name: str,
+    options: TritonOptions,
+    plans: tuple[Path, ...] = (),
+    version: int = 1,
+) -> Artifact:
+    """Write every model folder of the layout into an empty directory, and check them.
+
+    Args:
+        directory: Not yet seen by any server.
+        model: As in `export_triton`.
+        name: As in `export_triton`.
+        options: As in `export_triton`.
+        plans: As in `export_triton`.
+        version: Number of the encoder's version folder; those of the text models are always 1.
+
+    Returns:
+        What was written, and from what.
+
+    Raises:
+        CofiDeployError: As `export_triton`.
+    """
+    _check_options(name, options, plans)
+    folder = directory / name
+    target = folder / str(version)
+    target.mkdir(parents=True)
+    artifact = place_version(model, target, options=options, plans=plans)
+    _write_manifest(target, artifact, name)
+    _write_configs(folder, name, artifact)
+    _write_labels(folder, artifact.source)
+    _write_warmup(folder, artifact)
+    write_text_models(directory, name=name, source=artifact.source, options=artifact.options)
+    check_repository(directory, server=options.server)
+    return artifact
 
 
-_BACKENDS: dict[str, _Place] = {"onnxruntime": _place_onnx}
-
-
-def _check_options(name: str, options: TritonOptions) -> None:
+def _check_options(name: str, options: TritonOptions, plans: tuple[Path, ...]) -> None:
     problems = options.problems()
     if not _NAME.fullmatch(name):
         problems.append(
             f"name is {name!r}, allowed: letters, digits, '_', '-' and '.', not first '_', '-', '.'"
         )
-    if options.backend not in _BACKENDS:
+    if options.backend not in BACKENDS:
         problems.append(
-            f"backend is {options.backend!r}, {did_you_mean(options.backend, _BACKENDS)}"
+            f"backend is {options.backend!r}, {did_you_mean(options.backend, BACKENDS)}"
         )
+    if options.backend == "tensorrt" and not plans:
+        problems.append(
+            "backend 'tensorrt' serves engines, but no plan is given; build one on the GPU that "
+            "will serve: cofi-deploy export --format trt --flavour tensorrt"
+        )
+    if options.backend != "tensorrt" and plans:
+        problems.append(f"plans are for backend 'tensorrt' only, backend is {options.backend!r}")
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -150,8 +157,11 @@ def _check_output(output: Path, name: str) -> None:
     """Only an earlier export of the same model may be replaced; anything else would be lost."""
     if not output.exists():
         return
-    ours = read_manifest(output).files if (output / MANIFEST).is_file() else {}
-    known = {MANIFEST} | {name for file in ours if file.split("/", 1)[0] == name}
+    known = {MANIFEST}
+    if (output / MANIFEST).is_file():
+        earlier = read_manifest(output)
+        if earlier.options.get("name") == name:
+            known |= {file.split("/", 1)[0] for file in earlier.files}
     others = sorted(path.name for path in output.iterdir() if path.name not in known)
     if others:
         raise RepositoryError(
@@ -160,31 +170,44 @@ def _check_output(output: Path, name: str) -> None:
         )
 
 
-def _fit(options: TritonOptions, source: Source) -> TritonOptions:
-    """Warm-up lengths that the model can take, each once."""
-    lengths = {min(length, source.arch.max_positions) for length in options.warmup_lengths}
-    return replace(options, warmup_lengths=tuple(sorted(lengths)))
+def _write_manifest(directory: Path, artifact: Artifact, name: str) -> None:
+    options: Mapping[str, Any] = {
+        "name": name,
+        **asdict(artifact.options),
+        "plans": [asdict(plan) for plan in artifact.plans],
+    }
+    write_manifest(
+        directory,
+        artifact.source,
+        export_format="triton",
+        precision=artifact.precision,
+        parity=artifact.parity,
+        options=options,
+    )
 
 
-def _write_config(folder: Path, name: str, artifact: Artifact, options: TritonOptions) -> None:
-    source = artifact.source
+def _write_configs(folder: Path, name: str, artifact: Artifact) -> None:
+    """`config.pbtxt` for the chosen backend, and one for each fallback."""
+    source, options = artifact.source, artifact.options
     served = ServedModel(
         name=name,
-        file=artifact.file,
         kind=source.kind,
-        labels=source.labels,
-        arch=source.arch,
-        source_sha256=source.sha256,
+        labels=len(source.labels),
+        plans=artifact.plans,
     )
-    config = model_config(served, options)
-    (folder / CONFIG_FILE).write_text(text_format.MessageToString(config), encoding="utf-8")
-    _write_labels(folder, source)
-    for length in options.warmup_lengths:
-        inputs = warmup_inputs(source.tokenizer, source.arch, length)
-        for input_name, array in inputs.items():
-            file = folder / WARMUP_FOLDER / warmup_file(input_name, length)
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(array.tobytes())
+    _write_config(folder / CONFIG_FILE, served, options)
+    (folder / CONFIGS_FOLDER).mkdir()
+    for backend in FALLBACKS:
+        if backend != options.backend or backend == "python":
+            path = folder / CONFIGS_FOLDER / f"{backend}.pbtxt"
+            # A server that has to fall back may have no GPU either.
+            device: Device = "auto" if options.runs_on == "gpu" else options.runs_on
+            _write_config(path, served, replace(options, backend=backend, device=device))
+
+
+def _write_config(path: Path, served: ServedModel, options: TritonOptions) -> None:
+    text = text_format.MessageToString(model_config(served, options))
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_labels(folder: Path, source: Source) -> None:
@@ -195,3 +218,11 @@ def _write_labels(folder: Path, source: Source) -> None:
     if broken:
         raise ConfigError(f"label {broken[0]!r} is not one line of text, which Triton needs")
     (folder / LABELS_FILE).write_text("\n".join(source.labels) + "\n", encoding="utf-8")
+
+
+def _write_warmup(folder: Path, artifact: Artifact) -> None:
+    source = artifact.source
+    (folder / WARMUP_FOLDER).mkdir()
+    for length in artifact.options.warmup_lengths:
+        for name, array in warmup_inputs(source.tokenizer, source.arch, length).items():
+            (folder / WARMUP_FOLDER / warmup_file(name, length)).write_bytes(array.tobytes())

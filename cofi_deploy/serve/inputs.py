@@ -27,7 +27,7 @@ class InputLimits:
     names: tuple[str, ...]
     vocab_size: int
     max_positions: int
-    type_vocab_size: int
+    token_types: int
 
     @classmethod
     def from_arch(cls, arch: Arch, names: tuple[str, ...] = INPUT_NAMES) -> InputLimits:
@@ -36,12 +36,12 @@ class InputLimits:
             names=names,
             vocab_size=arch.vocab_size,
             max_positions=arch.max_positions,
-            type_vocab_size=arch.type_vocab_size,
+            token_types=arch.token_types,
         )
 
     def size_of(self, name: str) -> int:
         """How many values the input may take: 0 to ``size_of(name) - 1``."""
-        sizes = {"input_ids": self.vocab_size, "token_type_ids": self.type_vocab_size}
+        sizes = {"input_ids": self.vocab_size, "token_type_ids": self.token_types}
         return sizes.get(name, 2)
 
 

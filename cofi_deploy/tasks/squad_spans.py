@@ -57,7 +57,8 @@ def span_texts(encoded: EncodedSplit, outputs: Outputs, *, no_answers: bool) -> 
     for example, span in zip(encoded.examples, best, strict=True):
         unanswerable = no_answers and span.null_score - span.score > NULL_THRESHOLD
         context = example.text_pair or ""
-        texts.append("" if unanswerable else context[span.start : span.end])
+        # Tokens of some vocabularies begin with the space before the word.
+        texts.append("" if unanswerable else context[span.start : span.end].strip())
     return texts
 
 

@@ -211,17 +211,16 @@ def _window_bounds(contexts: _Tokens, context: int, room: int) -> Iterator[tuple
 def _answer_tokens(
     answers: tuple[Answer, ...], contexts: _Tokens, context: int
 ) -> tuple[int, int] | None:
-    """First and last token (in the flat arrays) of the first accepted answer."""
+    """First and last token (in the flat arrays) that hold characters of the first answer."""
     if not answers:
         return None
     begin, end = (int(contexts.offsets[context + step]) for step in (0, 1))
     start_char = answers[0].start
     end_char = start_char + len(answers[0].text)
-    first = begin + int(
-        np.searchsorted(contexts.char_start[begin:end], start_char, side="right") - 1
-    )
-    last = begin + int(np.searchsorted(contexts.char_end[begin:end], end_char, side="left"))
-    return first, last
+    # Byte-level tokenizers give one character several tokens, and spaces tokens of no width.
+    first = int(np.searchsorted(contexts.char_end[begin:end], start_char, side="right"))
+    last = int(np.searchsorted(contexts.char_start[begin:end], end_char, side="left")) - 1
+    return None if first > last else (begin + first, begin + last)
 
 
 def _target(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cofi_deploy.embeddings import Embeddings
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.folding import (
     AttentionWeights,
@@ -21,6 +22,7 @@ from cofi_deploy.folding import (
     fold_columns,
     fold_ffn,
     fold_norm,
+    fold_rows,
     slice_columns,
 )
 from cofi_deploy.masks import Masks
@@ -48,12 +50,7 @@ def cut(model: CofiPreTrainedModel, masks: Masks) -> CofiPreTrainedModel:
 
 
 def _cut_tensors(model: CofiPreTrainedModel, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    embeddings = model.encoder.embeddings
-    for name in ("word", "position", "token_type"):
-        table = getattr(embeddings, name).weight
-        yield f"encoder.embeddings.{name}.weight", fold_columns(table, kept)
-    norm = fold_norm(NormWeights(embeddings.norm.weight, embeddings.norm.bias), kept)
-    yield from _norm_tensors("encoder.embeddings.norm", norm)
+    yield from _embedding_tensors("encoder.embeddings", model.encoder.embeddings, kept)
     for index, layer in enumerate(model.encoder.layers):
         prefix = f"encoder.layers.{index}"
         if isinstance(layer.attention, Attention):
@@ -61,6 +58,24 @@ def _cut_tensors(model: CofiPreTrainedModel, kept: Kept) -> Iterator[tuple[str, 
         if isinstance(layer.ffn, FeedForward):
             yield from _ffn_tensors(f"{prefix}.ffn", layer.ffn, kept)
     yield from _head_tensors(model, kept)
+
+
+def _embedding_tensors(
+    prefix: str, embeddings: Embeddings, kept: Kept
+) -> Iterator[tuple[str, Tensor]]:
+    """Tables in the residual stream lose columns; those behind a map stay, the map loses rows."""
+    project = embeddings.project
+    for name in ("word", "position", "token_type"):
+        table = getattr(embeddings, name)
+        if table is not None:
+            weight = fold_columns(table.weight, kept) if project is None else table.weight
+            yield f"{prefix}.{name}.weight", weight
+    norm = NormWeights(embeddings.norm.weight, embeddings.norm.bias)
+    yield from _norm_tensors(f"{prefix}.norm", fold_norm(norm, kept) if project is None else norm)
+    if project is not None:
+        weight, bias = fold_rows(project.weight, project.bias, kept)
+        yield f"{prefix}.project.weight", weight
+        yield f"{prefix}.project.bias", bias
 
 
 def _attention_tensors(

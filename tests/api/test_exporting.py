@@ -11,8 +11,11 @@ import pytest
 from cofi_deploy import api
 from cofi_deploy.api.exporting import export_if_stale, exported
 from cofi_deploy.api.places import Place, find_model
+from cofi_deploy.api.triton_settings import POD_THREADS
 from cofi_deploy.artifacts import read_json
-from cofi_deploy.errors import ArtifactError, UsageError
+from cofi_deploy.errors import ArtifactError, RepositoryError, UsageError
+from cofi_deploy.export.kubernetes import resource_name
+from cofi_deploy.exports import check_export
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,30 @@ def test_the_default_place_is_named_after_the_run(tiny_run, tmp_path, monkeypatc
 def test_a_triton_model_is_named_after_the_run(tiny_run, tmp_path):
     directory = api.export(tiny_run / "models" / "0.5", format="triton", output=tmp_path / "out")
     assert (directory / "sst2-tiny-0_5" / "config.pbtxt").is_file()
+
+
+def test_the_next_version_takes_over_what_is_served(tiny_run, tmp_path):
+    place = {"format": "triton", "repository": tmp_path / "models", "name": "tiny"}
+    settings = {"warmup_lengths": [8], "threads": 1}
+    first = api.export(tiny_run, batch_size=(1, 2, 4), settings=settings, **place)
+    second = api.export(tiny_run / "models" / "0.5", **place)
+    assert (first, second) == tuple(tmp_path / "models" / "tiny" / number for number in "12")
+    options = check_export(second).options
+    assert (options["max_batch_size"], options["threads"]) == (4, 1)
+    assert exported({"triton": second})["triton"]["parity"]["agreement"] == 1.0
+
+
+def test_manifests_for_kubernetes_lie_beside_the_repository(tiny_run, tmp_path):
+    directory = api.export(tiny_run, format="triton", output=tmp_path / "out", kserve=True)
+    deployment = (tmp_path / "out-kubernetes" / "deployment.yaml").read_text()
+    assert f"name: {resource_name('sst2-tiny')}\n" in deployment
+    # A container sees every core of its node, so the model is told how many are its own.
+    config = (directory / "sst2-tiny" / "config.pbtxt").read_text()
+    assert f'string_value: "{POD_THREADS}"' in config
+    (tmp_path / "out-kubernetes" / "hpa.yaml").write_text("edited")
+    with pytest.raises(RepositoryError, match="was edited since it was written"):
+        api.export(tiny_run, format="triton", repository=directory, name="other", kserve=True)
+    assert not (directory / "other").exists()
 
 
 def test_a_missing_export_is_made_below_the_root_that_was_asked_for(fresh, tmp_path, monkeypatch):

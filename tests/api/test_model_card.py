@@ -69,3 +69,15 @@ def test_a_gpu_is_named():
 )
 def test_the_example_names_the_pipeline_of_the_task(task, pipeline):
     assert f'pipeline("{pipeline}", ' in card(task={"name": task})
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (dense_arch(), "A pruned BERT encoder, made with CoFi"),
+        (dense_arch(family="xlm-roberta"), "A pruned XLM-RoBERTa encoder, made with CoFi"),
+    ],
+    ids=["bert", "xlm-roberta"],
+)
+def test_the_family_is_named_as_people_write_it(base, words):
+    assert words in model_card(RUN, MODEL, base)

@@ -124,12 +124,13 @@ def test_a_run_that_diverges_is_failed_and_says_why(train_tiny, tmp_path):
     assert "teacher_lr" in document["error"]
 
 
-def test_a_run_is_running_until_it_ends_and_ctrl_c_leaves_it_so(train_tiny, tmp_path, interrupted):
+def test_a_run_that_ctrl_c_stopped_says_so_and_how_to_go_on(train_tiny, tmp_path, interrupted):
     with pytest.raises(KeyboardInterrupt):
         train_tiny(tmp_path / "run")
     document = read_json(tmp_path / "run" / "run.json")
     assert interrupted == ["running"]
-    assert document["state"] == "running"
+    assert document["state"] == "failed"
+    assert document["error"] == "interrupted; continue with --resume"
     assert document["wall_s"] >= 0
 
 
@@ -230,6 +231,27 @@ def test_length_and_seed_in_a_file_of_settings_reach_the_task(train_tiny, few_st
         train_tiny(tmp_path / "run", config=tmp_path / "settings.toml", overrides=few_steps)
     task = task_of_run(tmp_path / "run")
     assert (task.max_length, task.seed) == (16, 0)
+
+
+@pytest.mark.usefixtures("interrupted")
+@pytest.mark.parametrize("sparsity", [0.5, (0.5, 0.7)], ids=["one", "family"])
+def test_arguments_that_are_settings_have_the_names_of_the_flags(
+    sparsity, train_tiny, few_steps, tmp_path
+):
+    others = {name: value for name, value in few_steps.items() if name != "sparsities"}
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(
+            tmp_path / "run",
+            overrides=others,
+            sparsity=sparsity,
+            seed=3,
+            precision="fp32",
+            max_length=24,
+        )
+    settings = read_json(tmp_path / "run" / "run.json")["settings"]
+    expected = [0.5] if sparsity == 0.5 else [0.5, 0.7]
+    assert settings["sparsities"] == expected
+    assert (settings["seed"], settings["precision"], settings["max_length"]) == (3, "fp32", 24)
 
 
 def test_a_wrong_setting_is_answered_before_any_data_is_read(tmp_path):

@@ -41,7 +41,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_completes(
     assert process.returncode == 130, err
     assert err.splitlines()[-1].startswith("interrupted; nothing half-written is left, continue")
     assert "Traceback" not in err
-    assert read_json(tmp_path / "run" / "run.json")["state"] == "running"
+    assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
     assert (tmp_path / "run" / "checkpoint" / "state.json").is_file()
 
     done = cofi_deploy(tmp_path, "train", "--resume", "run")

@@ -205,7 +205,7 @@ def test_a_layer_norm_beyond_fp16_is_refused_with_a_way_on(opened):
     model, rows = opened(**WIDE)
     with torch.no_grad():
         model.encoder.layers[0].ffn.norm.weight.mul_(1e6)
-    words = "fp16 ends at 65504 and LayerNorms hand their results on in it; export at --precision"
+    words = "fp16 ends at 65504 and sublayers hand their results on in it; export at --precision"
     with pytest.raises(ExportError, match=re.escape(words)):
         choose_numerics(model, "fp16", rows)
 

@@ -1,7 +1,8 @@
-"""Triton repositories: written through the schema, read back through it, checked against files."""
+"""Triton repositories: written through the schema, read back through it."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -9,18 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from cofi_deploy.errors import (
-    ArtifactError,
-    ConfigError,
-    MissingDependencyError,
-    RepositoryError,
-)
+from cofi_deploy.errors import ArtifactError, ConfigError, MissingDependencyError, RepositoryError
 from cofi_deploy.export import triton as exporter
-from cofi_deploy.export.triton import export_triton
+from cofi_deploy.export import triton_backends
+from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.exports import check_export
 from cofi_deploy.kinds import INPUT_NAMES, output_names
-from cofi_deploy.triton_repository import check_repository, read_config
+from cofi_deploy.triton_repository import check_repository, read_config, served_code
 
 schema = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason="the extra 'triton' is not installed"
@@ -32,16 +29,9 @@ def repository(onnx_directory, tmp_path_factory):
     return export_triton(onnx_directory, tmp_path_factory.mktemp("triton") / "models", name="tiny")
 
 
-@pytest.fixture
-def copied(repository, tmp_path):
-    return shutil.copytree(repository, tmp_path / "copy")
-
-
-def edit(repository, old, new):
-    path = repository / "tiny" / "config.pbtxt"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+def config_of(onnx_directory, tmp_path, file="config.pbtxt", **options):
+    write_models(tmp_path / "m", onnx_directory, name="tiny", options=TritonOptions(**options))
+    return read_config(tmp_path / "m" / "tiny" / file)
 
 
 @pytest.mark.parametrize(
@@ -53,30 +43,58 @@ def edit(repository, old, new):
         ("question-answering", [-1]),
     ],
 )
-def test_every_kind_gives_a_configuration_that_fits_its_graph(kind, dims, write_model, tmp_path):
+def test_every_kind_gives_configurations_that_fit_its_graph(kind, dims, write_model, tmp_path):
     repository = export_triton(write_model(kind), tmp_path / "models", name="tiny-1.x_y")
-    assert check_repository(repository) == ("tiny-1.x_y",)
-    config = read_config(repository / "tiny-1.x_y" / "config.pbtxt")
-    assert [(item.name, list(item.dims)) for item in config.output] == [
-        (name, dims) for name in output_names(kind)
+    assert "tiny-1.x_y" in check_repository(repository)
+    for file in ("config.pbtxt", "configs/python.pbtxt"):
+        config = read_config(repository / "tiny-1.x_y" / file)
+        assert [(item.name, list(item.dims)) for item in config.output] == [
+            (name, dims) for name in output_names(kind)
+        ]
+        assert [(item.name, list(item.dims)) for item in config.input] == [
+            (name, [-1]) for name in INPUT_NAMES
+        ]
+        assert {item.data_type for item in config.input} == {schema.TYPE_INT64}
+        assert {item.data_type for item in config.output} == {schema.TYPE_FP32}
+
+
+def test_every_backend_finds_its_files_in_one_version_folder(repository):
+    folder = repository / "tiny"
+    assert sorted(path.name for path in repository.iterdir()) == [
+        "export.json",
+        "tiny",
+        "tiny_answer",
+        "tiny_text",
+        "tiny_tokenizer",
     ]
-    assert [(item.name, list(item.dims)) for item in config.input] == [
-        (name, [-1]) for name in INPUT_NAMES
-    ]
-    assert {item.data_type for item in config.input} == {schema.TYPE_INT64}
-    assert {item.data_type for item in config.output} == {schema.TYPE_FP32}
+    assert {path.name for path in (folder / "1").iterdir()} == {
+        "model.onnx",
+        "model.py",
+        "export.json",
+    }
+    assert (folder / "1" / "model.py").read_bytes() == served_code("encoder").read_bytes()
+    assert [path.name for path in (folder / "configs").iterdir()] == ["python.pbtxt"]
 
 
 def test_options_end_up_in_the_configuration(onnx_directory, tmp_path):
-    options = TritonOptions(
-        max_batch_size=16, instances=2, max_queue_delay_us=500, threads=3, warmup_lengths=(8,)
+    config = config_of(
+        onnx_directory,
+        tmp_path,
+        max_batch_size=16,
+        instances=2,
+        max_queue_delay_us=500,
+        preferred_batch_sizes=(16, 4),
+        threads=3,
+        warmup_lengths=(8,),
+        metric_tags={"team": "search"},
+        versions=3,
     )
-    repository = export_triton(onnx_directory, tmp_path / "m", name="tiny", options=options)
-    config = read_config(repository / "tiny" / "config.pbtxt")
     assert (config.name, config.backend, config.max_batch_size) == ("tiny", "onnxruntime", 16)
     assert config.default_model_filename == "model.onnx"
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
-    assert config.version_policy.latest.num_versions == 1
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
+    assert config.version_policy.latest.num_versions == 3
+    assert dict(config.metric_tags) == {"team": "search"}
     (group,) = config.instance_group
     assert (group.kind, group.count) == (schema.ModelInstanceGroup.KIND_CPU, 2)
     assert config.parameters["intra_op_thread_count"].string_value == "3"
@@ -84,16 +102,39 @@ def test_options_end_up_in_the_configuration(onnx_directory, tmp_path):
         ("length_8_batch_1", 1),
         ("length_8_batch_16", 16),
     ]
-    assert check_export(repository).options["max_queue_delay_us"] == 500
+    assert check_export(tmp_path / "m" / "tiny" / "1").options["max_queue_delay_us"] == 500
 
 
-def test_a_gpu_model_has_gpu_instances_and_no_thread_count(onnx_directory, tmp_path):
-    repository = export_triton(
-        onnx_directory, tmp_path / "m", name="tiny", options=TritonOptions(device="gpu")
-    )
-    config = read_config(repository / "tiny" / "config.pbtxt")
-    assert config.instance_group[0].kind == schema.ModelInstanceGroup.KIND_GPU
+def test_the_response_cache_is_off_unless_asked_for(onnx_directory, repository, tmp_path):
+    assert not read_config(repository / "tiny" / "config.pbtxt").HasField("response_cache")
+    assert config_of(onnx_directory, tmp_path, response_cache=True).response_cache.enable
+
+
+def test_the_python_fallback_merges_requests_of_all_lengths(repository):
+    config = read_config(repository / "tiny" / "configs" / "python.pbtxt")
+    assert (config.backend, config.default_model_filename) == ("python", "model.py")
+    assert all(item.allow_ragged_batch for item in config.input)
+    served = read_config(repository / "tiny" / "config.pbtxt")
+    assert not any(item.allow_ragged_batch for item in served.input)
+
+
+def test_a_model_served_by_python_keeps_both_names_and_onnxruntime_as_fallback(
+    onnx_directory, tmp_path
+):
+    assert config_of(onnx_directory, tmp_path, backend="python").backend == "python"
+    folder = tmp_path / "m" / "tiny" / "configs"
+    assert read_config(folder / "python.pbtxt").backend == "python"
+    assert read_config(folder / "onnxruntime.pbtxt").backend == "onnxruntime"
+
+
+def test_a_gpu_model_has_gpu_instances_and_falls_back_to_what_is_there(onnx_directory, tmp_path):
+    kind = schema.ModelInstanceGroup
+    config = config_of(onnx_directory, tmp_path, device="gpu")
+    assert config.instance_group[0].kind == kind.KIND_GPU
     assert "intra_op_thread_count" not in config.parameters
+    fallback = read_config(tmp_path / "m" / "tiny" / "configs" / "python.pbtxt")
+    assert fallback.instance_group[0].kind == kind.KIND_AUTO
+    assert fallback.parameters["intra_op_thread_count"].string_value == "0"
 
 
 def test_one_instance_takes_all_cores_and_several_share_them(monkeypatch):
@@ -119,6 +160,10 @@ def test_warm_up_files_hold_real_ids_of_the_stated_shape(repository):
     }
 
 
+def test_length_buckets_end_at_what_the_model_can_take(repository):
+    assert check_export(repository).options["length_buckets"] == [16, 32, 48, 64]
+
+
 def test_labels_are_one_line_each_and_named_by_the_output(repository):
     lines = (repository / "tiny" / "labels.txt").read_text().splitlines()
     assert lines == ["negative", "neutral", "positive"]
@@ -129,11 +174,19 @@ def test_labels_are_one_line_each_and_named_by_the_output(repository):
 def test_an_onnx_export_is_served_byte_for_byte(repository, onnx_directory):
     served = (repository / "tiny" / "1" / "model.onnx").read_bytes()
     assert served == (onnx_directory / "model.onnx").read_bytes()
-    manifest, source = check_export(repository), check_export(onnx_directory)
-    assert manifest.format == "triton"
-    assert manifest.parity == source.parity
-    assert manifest.source_sha256 == source.source_sha256
-    assert "tiny/config.pbtxt" in manifest.files
+    source = check_export(onnx_directory)
+    for manifest in (check_export(repository), check_export(repository / "tiny" / "1")):
+        assert manifest.format == "triton"
+        assert manifest.parity == source.parity
+        assert manifest.arch == source.arch
+        assert manifest.source_sha256 == source.source_sha256
+    assert "tiny/config.pbtxt" in check_export(repository).files
+
+
+def test_another_version_number_is_written_as_asked(onnx_directory, tmp_path):
+    write_models(tmp_path, onnx_directory, name="tiny", options=TritonOptions(), version=7)
+    assert check_export(tmp_path / "tiny" / "7").kind == "text-classification"
+    assert not (tmp_path / "tiny" / "1").exists()
 
 
 def test_a_changed_onnx_export_is_refused(onnx_directory, tmp_path):
@@ -145,30 +198,71 @@ def test_a_changed_onnx_export_is_refused(onnx_directory, tmp_path):
 
 
 def test_an_export_of_another_format_is_refused(repository, tmp_path):
-    words = "is an export of format 'triton', but backend 'onnxruntime' serves format 'onnx'; run:"
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    words = "is an export of format 'triton', but a model repository is made from format 'onnx'; "
+    with pytest.raises(ConfigError, match=re.escape(words + "run: cofi-deploy export")):
         export_triton(repository, tmp_path / "models", name="tiny")
 
 
 def test_options_that_are_not_allowed_are_reported_together(onnx_directory, tmp_path):
     options = TritonOptions(
-        backend="tensorrt",
+        backend="triton",
         max_batch_size=0,
         instances=0,
         max_queue_delay_us=-1,
+        preferred_batch_sizes=(64,),
         threads=0,
         warmup_lengths=(0,),
+        length_buckets=(),
+        versions=0,
+        max_characters=0,
+        top_k=0,
         device="tpu",
+        aggregation="sum",
+        server="latest",
     )
     words = (
         "max_batch_size is 0, allowed: 1 or more; instances is 0, allowed: 1 or more; "
         "max_queue_delay_us is -1, allowed: 0 or more; threads is 0, allowed: 1 or more; "
-        "warmup_lengths is 0, allowed: 1 or more; device is 'tpu', allowed: cpu, gpu; "
-        "name is '../x', allowed: letters"
+        "warmup_lengths is 0, allowed: 1 or more; length_buckets is 0, allowed: 1 or more; "
+        "versions is 0, allowed: 1 or more; max_characters is 0, allowed: 1 or more; "
+        "top_k is 0, allowed: 1 or more; device is 'tpu', allowed: cpu, gpu, auto; "
+        "server is 'latest', expected a version such as '2.51' or a release such as '25.10'; "
+        "aggregation is 'sum', allowed: simple, first, average, max; preferred_batch_sizes has "
+        "64, allowed: 1 to 1; name is '../x', allowed: letters"
     )
     with pytest.raises(ConfigError, match=re.escape(words)) as info:
         export_triton(onnx_directory, tmp_path / "m", name="../x", options=options)
-    assert "backend is 'tensorrt', allowed: onnxruntime" in str(info.value)
+    assert "backend is 'triton', allowed: onnxruntime, tensorrt, openvino, python" in str(
+        info.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"backend": "tensorrt"},
+            "backend 'tensorrt' serves engines, but no plan is given; build one on the GPU that "
+            "will serve: cofi-deploy export --format trt --flavour tensorrt",
+        ),
+        (
+            {"backend": "tensorrt", "device": "cpu"},
+            "device is 'cpu', but backend 'tensorrt' runs on the gpu only",
+        ),
+        (
+            {"backend": "openvino", "device": "gpu"},
+            "device is 'gpu', but backend 'openvino' runs on the cpu only",
+        ),
+    ],
+)
+def test_backends_that_lack_something_are_refused(options, words, onnx_directory, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        export_triton(onnx_directory, tmp_path / "m", name="t", options=TritonOptions(**options))
+
+
+def test_plans_are_for_tensorrt_only(onnx_directory, tmp_path):
+    with pytest.raises(ConfigError, match="plans are for backend 'tensorrt' only, backend is 'onn"):
+        export_triton(onnx_directory, tmp_path / "m", name="t", plans=(tmp_path,))
 
 
 def test_the_same_model_is_replaced_and_others_are_never_lost(onnx_directory, tmp_path):
@@ -184,20 +278,20 @@ def test_the_same_model_is_replaced_and_others_are_never_lost(onnx_directory, tm
 
 
 def test_a_label_of_two_lines_is_refused(write_model, tmp_path, monkeypatch):
-    honest = exporter.open_source
+    honest = triton_backends.open_source
 
     def with_odd_label(path):
         source, model = honest(path)
         object.__setattr__(source, "labels", ("a\nb", "c", "d"))
         return source, model
 
-    monkeypatch.setattr(exporter, "open_source", with_odd_label)
+    monkeypatch.setattr(triton_backends, "open_source", with_odd_label)
     with pytest.raises(ConfigError, match=re.escape(r"label 'a\nb' is not one line of text")):
         export_triton(write_model(), tmp_path / "models", name="tiny")
 
 
 def test_an_interrupted_export_leaves_nothing(onnx_directory, tmp_path, monkeypatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporter, "check_repository", interrupt)
@@ -213,67 +307,6 @@ def test_a_missing_package_names_the_install_line(onnx_directory, tmp_path, monk
         export_triton(onnx_directory, tmp_path / "models", name="tiny")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ('name: "tiny"', 'name: "huge"', "name is 'huge', but the folder is called 'tiny'"),
-        ("max_batch_size: 32", "max_batch_size: -4", "max_batch_size is -4, allowed: 0"),
-        ("max_batch_size: 32", "max_batch_size: 0", "dynamic_batching needs max_batch_size 1 or"),
-        ("max_batch_size: 32", "max_batch_size: 8", "'length_16_batch_32' has batch_size 32,"),
-        ('backend: "onnxruntime"', 'backend: "onnx"', "did you mean 'onnxruntime'?"),
-        ("count: 1", "count: 0", "instance_group has count 0, allowed: 1 or more"),
-        ("dims: -1", "dims: 7", "input 'input_ids' has dims [7], the graph has [-1]"),
-        ("dims: 3", "dims: 2", "output 'logits' has dims [2], the graph has [3]"),
-        ("TYPE_INT64", "TYPE_INT32", "has data_type TYPE_INT32, the graph has TYPE_INT64"),
-        ('"logits"', '"scores"', "outputs are ['scores'], model.onnx has ['logits']"),
-        ("TYPE_FP32", "TYPE_REAL", "is no Triton model configuration"),
-        ("count: 1", "cuont: 1", "is no Triton model configuration"),
-        ('"model.onnx"', '"gone.onnx"', "gone.onnx' is missing"),
-        ('"model.onnx"', '"../../../x"', "points outside of"),
-        ('"input_ids_16"', '"nothing"', "nothing' is missing"),
-        ('"input_ids_16"', '"input_ids_64"', "input_ids_64' has 512 bytes, its shape needs 128"),
-        ('key: "input_ids"', 'key: "ids"', "has inputs ['attention_mask', 'ids',"),
-    ],
-)
-def test_a_configuration_that_a_server_would_refuse_is_refused_first(old, new, words, copied):
-    edit(copied, old, new)
-    with pytest.raises(RepositoryError, match=re.escape(words)):
-        check_repository(copied)
-
-
-def test_a_graph_with_a_fixed_batch_cannot_be_batched(copied):
-    import onnx  # noqa: PLC0415
-
-    path = copied / "tiny" / "1" / "model.onnx"
-    proto = onnx.load(path)
-    for item in proto.graph.input:
-        item.type.tensor_type.shape.dim[0].dim_value = 4
-    onnx.save(proto, path)
-    with pytest.raises(RepositoryError, match="the first axis of the graph is fixed at 4"):
-        check_repository(copied)
-
-
-def test_a_model_file_that_is_no_onnx_is_named(copied):
-    (copied / "tiny" / "1" / "model.onnx").write_bytes(b"\xff\xff\xff")
-    with pytest.raises(RepositoryError, match=r"model\.onnx' is no ONNX model"):
-        check_repository(copied)
-
-
-def test_missing_parts_of_a_repository_are_named(copied, tmp_path):
-    with pytest.raises(RepositoryError, match="is not a directory; expected a repository"):
-        check_repository(tmp_path / "nowhere")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(RepositoryError, match="holds no model folder; run: cofi-deploy export"):
-        check_repository(empty)
-    (copied / "tiny" / "1").rename(copied / "tiny" / "01")
-    with pytest.raises(RepositoryError, match="holds no version folder; expected one called 1"):
-        check_repository(copied)
-    (copied / "tiny" / "config.pbtxt").unlink()
-    with pytest.raises(RepositoryError, match=r"config\.pbtxt' is missing; every model needs one"):
-        check_repository(copied)
-
-
-def test_a_folder_without_number_is_ignored_like_a_server_does(copied):
-    (copied / "tiny" / "notes").mkdir()
-    assert check_repository(copied) == ("tiny",)
+def test_the_manifest_of_a_version_is_plain_json(repository):
+    manifest = json.loads((repository / "tiny" / "1" / "export.json").read_text())
+    assert (manifest["schema_version"], manifest["options"]["plans"]) == (1, [])

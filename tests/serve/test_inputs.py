@@ -16,7 +16,7 @@ LIMITS = InputLimits(
     names=("input_ids", "attention_mask", "token_type_ids"),
     vocab_size=50,
     max_positions=12,
-    type_vocab_size=2,
+    token_types=2,
 )
 
 

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from cofi_deploy.arch import Arch
 from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -18,6 +19,7 @@ ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0))),
     "relu": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
     "silu": lambda x: x * torch.sigmoid(x),
+    "tanh": torch.tanh,
 }
 
 
@@ -29,7 +31,8 @@ def masked_outputs(
     weights = {name: value.double() for name, value in model.named_parameters()}
     last = states[-1]
     if model.kind in {"text-classification", "text-regression"}:
-        pooled = torch.tanh(last[:, 0] @ weights["pooler.weight"].T + weights["pooler.bias"])
+        pooled = last[:, 0] @ weights["pooler.weight"].T + weights["pooler.bias"]
+        pooled = ACTIVATIONS[model.arch.pooler_activation](pooled)
         return {"logits": pooled @ weights["classifier.weight"].T + weights["classifier.bias"]}
     logits = last @ weights["classifier.weight"].T + weights["classifier.bias"]
     if model.kind == "question-answering":
@@ -44,7 +47,6 @@ def masked_states(
     weights = {name: value.double() for name, value in model.named_parameters()}
     arch = model.arch
     z = masks.hidden.double()
-    ids, types = inputs["input_ids"], inputs["token_type_ids"]
 
     def norm(x: Tensor, prefix: str) -> Tensor:
         weight, bias = weights[f"{prefix}.weight"], weights[f"{prefix}.bias"]
@@ -59,10 +61,11 @@ def masked_states(
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    table = "encoder.embeddings"
-    x = weights[f"{table}.word.weight"][ids] + weights[f"{table}.token_type.weight"][types]
-    x = (x + weights[f"{table}.position.weight"][: ids.shape[1]]) * z
-    x = norm(x, f"{table}.norm")
+    x = _tables(weights, inputs, arch)
+    if arch.embedding is None:
+        x = norm(x * z, "encoder.embeddings.norm")
+    else:
+        x = linear(x, "encoder.embeddings.project") * z
     states = [x]
     for index in range(len(arch.layers)):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
@@ -87,3 +90,35 @@ def masked_states(
             x = norm(out + x, f"{ffn}.norm")
         states.append(x)
     return states
+
+
+def _tables(weights: dict[str, Tensor], inputs: dict[str, Tensor], arch: Arch) -> Tensor:
+    """Sum of what is looked up; with its LayerNorm where a projection follows."""
+    table, ids = "encoder.embeddings", inputs["input_ids"]
+    x = weights[f"{table}.word.weight"][ids]
+    if arch.type_vocab_size > 0:
+        types = inputs["token_type_ids"] if arch.type_vocab_size > 1 else ids * 0
+        x = x + weights[f"{table}.token_type.weight"][types]
+    x = x + weights[f"{table}.position.weight"][_positions(ids, arch)]
+    if arch.embedding is None:
+        return x
+    weight, bias = weights[f"{table}.norm.weight"], weights[f"{table}.norm.bias"]
+    return torch.nn.functional.layer_norm(x, (arch.embedding,), weight, bias, arch.layer_norm_eps)
+
+
+def _positions(ids: Tensor, arch: Arch) -> Tensor:
+    """Row of the position table of every token, one after the other."""
+    rows = []
+    for sequence in ids.tolist():
+        seen = 0
+        row = []
+        for place, token in enumerate(sequence):
+            if arch.position_offset == 0:
+                row.append(place)
+            elif token == arch.pad_token_id:
+                row.append(arch.pad_token_id)
+            else:
+                row.append(arch.pad_token_id + 1 + seen)
+                seen += 1
+        rows.append(row)
+    return torch.tensor(rows)
