@@ -170,8 +170,19 @@ def train(**flags: Any) -> None:
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "fp16"]),
-    help="fp16: --format trt only, so far.",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="int8: for CPUs; trt takes fp32 and fp16.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Text, one in each line, that int8 and fp16 are fitted to and judged on.  "
+    "[default: the run's own data]",
+)
+@click.option(
+    "--shrink-embeddings",
+    is_flag=True,
+    help="Keep half of the vocabulary, and all that this text needs.",
 )
 @click.option(
     "--batch-size",
@@ -205,6 +216,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 
     \b
     cofi-deploy export --format onnx
+    cofi-deploy export --format onnx --precision int8 --shrink-embeddings
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
     cofi-deploy export --format triton --repository /srv/models --name sentiment --set instances=2
@@ -261,9 +273,10 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     named = _named_task(flags)
     targets = verify_targets_of(flags)
     from cofi_deploy import summary
-    from cofi_deploy.api import training, verifying
+    from cofi_deploy.api import verifying
+    from cofi_deploy.api.run_task import TaskArguments
 
-    task = None if named is None else training.TaskArguments(**named)
+    task = None if named is None else TaskArguments(**named)
     result = verifying.verify(
         models,
         runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,

@@ -23,17 +23,40 @@ EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextParity:
+    """How closely a lossy artifact answers like PyTorch, on real text of its task.
+
+    ``metric`` is the artifact's and ``metric_pytorch`` PyTorch's, with the whole vocabulary, on the
+    same examples, which were held out from training; both are None where the text has no labels.
+    ``max_abs_logit_diff`` is None where a cut vocabulary gave other tokens.
+    """
+
+    source: str
+    examples: int
+    agreement: float
+    max_abs_logit_diff: float | None
+    metric_name: str | None = None
+    metric: float | None = None
+    metric_pytorch: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportParity:
     """How closely an artifact answers like PyTorch, on the built-in sentences.
 
     ``max_abs_logit_diff`` is in the unit of the logits, ``agreement`` the share of equal
     predictions, ``sentences`` how many inputs were compared, ``runtime`` what computed them.
+    ``max_abs_padding_diff`` is how far the artifact's own answer to a sentence moves when it is
+    padded beside others; None in files of earlier versions.
+    ``text`` is there when a lossy format was made with text of the task at hand.
     """
 
     max_abs_logit_diff: float
     agreement: float
     sentences: int
     runtime: str
+    max_abs_padding_diff: float | None = None
+    text: TextParity | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +76,7 @@ class ExportManifest:
     files: Mapping[str, str]  # POSIX path relative to the directory -> SHA-256
     versions: Mapping[str, str]
     options: Mapping[str, Any]
+    size_by_part: Mapping[str, int]  # bytes; empty where an artifact's parts cannot be told apart
 
 
 def check_export(directory: Path) -> ExportManifest:
@@ -97,6 +121,10 @@ def rebuild_command(manifest: ExportManifest) -> str:
     command = f"cofi-deploy export {manifest.source_path} --format {manifest.format}"
     if manifest.precision != "fp32":
         command += f" --precision {manifest.precision}"
+    if "calibration" in manifest.options:
+        command += f" --calibration {manifest.options['calibration']}"
+    if manifest.options.get("shrink_embeddings"):
+        command += " --shrink-embeddings"
     for key, flag in (("batch_size", "--batch-size"), ("seq_len", "--seq-len")):
         if key in manifest.options:
             command += f" {flag} {':'.join(str(size) for size in manifest.options[key])}"
@@ -122,8 +150,14 @@ def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:
         kind=kind,
         labels=tuple(data["labels"]),
         precision=data["precision"],
-        parity=None if parity is None else ExportParity(**parity),
+        parity=None if parity is None else _parity(parity),
         files=dict(data["files"]),
         versions=dict(data["versions"]),
         options=dict(data["options"]),
+        size_by_part=dict(data.get("size_by_part", {})),
     )
+
+
+def _parity(data: Mapping[str, Any]) -> ExportParity:
+    text = data.get("text")
+    return ExportParity(**{**data, "text": None if text is None else TextParity(**text)})

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from cofi_deploy.api.places import Place, find_model
+from cofi_deploy.api.run_task import task_of_run
 from cofi_deploy.api.triton_settings import triton_options
 from cofi_deploy.api.versions import add_to_repository
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
+from cofi_deploy.export.calibration import (
+    CalibrationText,
+    calibration_from_file,
+    calibration_from_task,
+)
 from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
+from cofi_deploy.export.numerics import Precision
 from cofi_deploy.export.onnx import DEFAULT_OPSET, export_onnx
 from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.export.tensorrt import export_tensorrt
 from cofi_deploy.export.triton import export_triton, write_models
+from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
 from cofi_deploy.exports import EXPORT_FORMATS, check_export
+from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +40,9 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     model: Path | str | None = None,
     *,
     format: str,
-    precision: Literal["fp32", "fp16"] = "fp32",
+    precision: Precision = "fp32",
+    calibration: Path | None = None,
+    shrink_embeddings: bool = False,
     batch_size: Triple | None = None,
     seq_len: Triple = (16, 128, 384),
     opset: int = DEFAULT_OPSET,
@@ -49,7 +61,10 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     Args:
         model: Run or model directory; None means the newest finished run.
         format: `onnx`, `openvino`, `trt` or `triton`.
-        precision: Of the weights in the artifact.
+        precision: Of the numbers in the artifact; int8 for onnx and openvino, fp16 for trt too.
+        calibration: Text, one in each line, that lossy numbers are fitted to and judged on; by
+            default the data of the run.
+        shrink_embeddings: Keep half of the vocabulary, and all that this text needs.
         batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
             by default `BATCH_SIZE`.
         seq_len: The same for tokens.
@@ -84,47 +99,101 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         "--set": settings,
     }
     _check_flags(format, triton_only, output)
+    _check_numbers(
+        format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
+    )
     place = find_model(model)
     target = output or place.exports / format
-    if format in {"onnx", "openvino", "triton"} and precision != "fp32":
-        raise UsageError(
-            f"--precision {precision} is not available for {format} yet, allowed: fp32; "
-            "fp16 can be had with --format trt"
-        )
-    if format == "onnx":
-        return export_onnx(place.model, target, opset=opset)
-    if format == "openvino":
-        return export_openvino(place.model, target)
     if format == "trt":
         return export_tensorrt(
             place.model,
             target,
             batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len,
-            precision=precision,
+            precision="fp16" if precision == "fp16" else "fp32",
             flavour=flavour,
         )
-    name = name or _triton_name(place)
-    options = triton_options(
-        {"backend": backend, "max_batch_size": batch_size[2] if batch_size else None},
-        settings or {},
-        served=served_options(repository, name) if repository else None,
-        kserve=kserve,
-    )
+    if format == "triton":
+        name = name or _triton_name(place)
+        options = triton_options(
+            {"backend": backend, "max_batch_size": batch_size[2] if batch_size else None},
+            settings or {},
+            served=served_options(repository, name) if repository else None,
+            kserve=kserve,
+        )
+        service = _Service(name=name, options=options, plans=plans, url=url, kserve=kserve)
+        return _export_service(place.model, service, target, repository)
+    text = _text(place, calibration) if precision != "fp32" or shrink_embeddings else None
+    lossy: _Lossy = {"precision": precision, "text": text, "shrink_embeddings": shrink_embeddings}
+    if format == "onnx":
+        return export_onnx(place.model, target, opset=opset, **lossy)
+    return export_openvino(place.model, target, shape=_fixed_shape(batch_size, seq_len), **lossy)
 
-    if kserve:
+
+class _Lossy(TypedDict):
+    precision: Precision
+    text: CalibrationText | None
+    shrink_embeddings: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    """What `export --format triton` was asked for, beside the model."""
+
+    name: str
+    options: TritonOptions
+    plans: tuple[Path, ...]
+    url: str | None
+    kserve: bool
+
+
+def _export_service(model: Path, service: _Service, target: Path, repository: Path | None) -> Path:
+    name, options, plans = service.name, service.options, service.plans
+    if service.kserve:
         check_manifests(repository or target)
 
     def write(directory: Path) -> object:
-        return write_models(directory, place.model, name=name, options=options, plans=plans)
+        return write_models(directory, model, name=name, options=options, plans=plans)
 
     if repository is None:
-        written = export_triton(place.model, target, name=name, options=options, plans=plans)
+        written = export_triton(model, target, name=name, options=options, plans=plans)
     else:
-        written = add_to_repository(repository, name, write, url=url).directory
-    if kserve:
+        written = add_to_repository(repository, name, write, url=service.url).directory
+    if service.kserve:
         write_kubernetes(repository or target, name, options)
     return written
+
+
+def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -> None:
+    """Precisions and cut vocabularies that a format has."""
+    onnx_first = (
+        "cofi-deploy export [MODEL] --format onnx with it, then "
+        "cofi-deploy export <that directory> --format triton"
+    )
+    if format == "triton" and precision != "fp32":
+        raise UsageError(f"--precision {precision} is for the model itself; run: {onnx_first}")
+    if format == "trt" and precision not in {"fp32", "fp16"}:
+        raise UsageError(f"--precision is {precision}, allowed for --format trt: fp32, fp16")
+    given = [flag for flag, value in lossy_only.items() if value]
+    if format in {"trt", "triton"} and given:
+        also = f"; run: {onnx_first}" if format == "triton" else ""
+        raise UsageError(f"{given[0]} is for --format onnx and openvino, got {format}{also}")
+
+
+def _text(place: Place, calibration: Path | None) -> CalibrationText | None:
+    """Real text: what was named, else the training data of the run."""
+    if calibration is not None:
+        return calibration_from_file(calibration, max_length=TEXT_MAX_LENGTH)
+    if place.run is None:
+        return None
+    return calibration_from_task(task_of_run(place.run).load())
+
+
+def _fixed_shape(batch_size: Triple | None, seq_len: Triple) -> tuple[int, int] | None:
+    """A static shape where the least and the largest are the same."""
+    if batch_size is None or batch_size[0] != batch_size[2] or seq_len[0] != seq_len[2]:
+        return None
+    return batch_size[0], seq_len[0]
 
 
 def _check_flags(format: str, triton_only: Mapping[str, Any], output: Path | None) -> None:
@@ -172,4 +241,4 @@ def exported(directories: Mapping[str, Path]) -> dict[str, Any]:
 
 def _parity(directory: Path) -> dict[str, Any] | None:
     parity = check_export(directory).parity
-    return None if parity is None else vars(parity)
+    return None if parity is None else asdict(parity)

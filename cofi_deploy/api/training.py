@@ -5,45 +5,22 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cofi_deploy.api.model_card import model_card
 from cofi_deploy.api.places import check_new_run, run_to_resume
+from cofi_deploy.api.run_task import TaskArguments, run_entry, task_of_run
 from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_bytes, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
-from cofi_deploy.errors import CheckpointError, HubUnreachableError, UsageError
+from cofi_deploy.errors import HubUnreachableError, UsageError
 from cofi_deploy.hub import DEFAULT_MODEL
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
 from cofi_deploy.results import git_commit, machine, versions
 from cofi_deploy.task_names import SQUAD_NAMES, check_task_arguments
-from cofi_deploy.tasks import Task, load_task
+from cofi_deploy.tasks import Task
 from cofi_deploy.train.checks import checked_teacher
 from cofi_deploy.train.pipeline import Pipeline
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskArguments:
-    """What names a task and its data; kept in run.json, so that `verify` finds them again."""
-
-    name: str
-    data_dir: str | None = None
-    data: str | None = None
-    columns: Mapping[str, str] | None = None
-    max_length: int | None = None
-    seed: int = 42
-
-    def load(self) -> Task:
-        """The task, its data read when first used."""
-        return load_task(
-            self.name,
-            data_dir=None if self.data_dir is None else Path(self.data_dir),
-            data=self.data,
-            columns=self.columns,
-            max_length=self.max_length,
-            seed=self.seed,
-        )
 
 
 def train(  # noqa: PLR0913 - the arguments are the flags of the command line
@@ -134,34 +111,16 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     return _run(pipeline)
 
 
-def task_of_run(run: Path) -> TaskArguments:
-    """The task that a run was trained on.
-
-    Raises:
-        CheckpointError: Its run.json does not say it.
-    """
-    return TaskArguments(**_entry(run, "task"))
-
-
-def _entry(run: Path, key: str) -> Any:
-    document = read_json(run / "run.json")
-    if key not in document:
-        raise CheckpointError(
-            f"{str(run / 'run.json')!r} has no {key!r}; it is of no training run, start a new one"
-        )
-    return document[key]
-
-
 def _resume(run: Path) -> Path:
-    settings = TrainSettings.from_json(_entry(run, "settings"))
+    settings = TrainSettings.from_json(run_entry(run, "settings"))
     loaded = task_of_run(run).load()
-    fingerprint = _entry(run, "data_fingerprint")
+    fingerprint = run_entry(run, "data_fingerprint")
     if loaded.fingerprint() != fingerprint:
         raise UsageError(
             f"the data of {str(run)!r} has changed since the run began (fingerprint "
             f"{fingerprint[:12]}); restore it, or start a new run"
         )
-    model, teacher = str(resolve(_entry(run, "model"))), _entry(run, "teacher")
+    model, teacher = str(resolve(run_entry(run, "model"))), run_entry(run, "teacher")
     return _run(_pipeline(run, loaded, settings, model=model, teacher=teacher))
 
 

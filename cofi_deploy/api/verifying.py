@@ -8,7 +8,7 @@ from typing import Any
 
 from cofi_deploy.api.exporting import export_if_stale
 from cofi_deploy.api.places import Place, find_model, teacher_of
-from cofi_deploy.api.training import TaskArguments, task_of_run
+from cofi_deploy.api.run_task import TaskArguments, task_of_run
 from cofi_deploy.artifacts import EXPORTS_ROOT, read_json
 from cofi_deploy.errors import EnvironmentProblem, UsageError
 from cofi_deploy.serve.bench import BenchResult, BenchSettings

@@ -106,7 +106,7 @@ def write_config_and_tokenizer(source: Source, directory: Path) -> None:
     save_tokenizer(source.tokenizer, directory)
 
 
-def write_manifest(
+def write_manifest(  # noqa: PLR0913 - the entries of the file
     directory: Path,
     source: Source,
     *,
@@ -114,6 +114,7 @@ def write_manifest(
     precision: str,
     parity: ExportParity | None,
     options: Mapping[str, Any],
+    size_by_part: Mapping[str, int] | None = None,
 ) -> None:
     """Write `export.json` over the finished directory; the last step of every export."""
     write_json(
@@ -128,6 +129,7 @@ def write_manifest(
             "precision": precision,
             "parity": None if parity is None else asdict(parity),
             "options": dict(options),
+            "size_by_part": dict(size_by_part or {}),
             "versions": versions(),
             "files": checksums(directory, exclude=frozenset({MANIFEST})),
         },

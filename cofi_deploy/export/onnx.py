@@ -8,7 +8,9 @@ and transformers.js conventions accept. The graph itself is written in `graph.py
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,9 @@ import onnxruntime
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ConfigError, ExportError
-from cofi_deploy.export.graph import Precision, onnx_from_model
+from cofi_deploy.export.calibration import CalibrationText, calibration_rows, text_options
+from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
     Source,
     metadata,
@@ -25,7 +29,11 @@ from cofi_deploy.export.manifest import (
     write_config_and_tokenizer,
     write_manifest,
 )
-from cofi_deploy.export.parity import TOLERANCE, Infer, Inputs, Outputs, check_parity
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
+from cofi_deploy.export.parity import Infer, Inputs, Outputs
+from cofi_deploy.export.sizes import size_by_part
+from cofi_deploy.export.text_parity import Yardstick, check_answers
+from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -45,6 +53,8 @@ def export_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     precision: Precision = "fp32",
+    text: CalibrationText | None = None,
+    shrink_embeddings: bool = False,
 ) -> Path:
     """Write an ONNX directory: model.onnx, config.json, tokenizer files, export.json.
 
@@ -55,21 +65,37 @@ def export_onnx(
         model_dir: Compact model, dense checkpoint, or the hub id of one.
         output: Directory to write; an existing one is replaced as a whole.
         opset: ONNX operator set; 20 and later have Gelu as one node.
-        precision: fp16 keeps LayerNorm, head and outputs in fp32.
+        precision: See `numerics.Numerics`. int8 is made for CPUs; fp16 for devices that compute in
+            it, a CPU gains the size only; bf16 halves the file alone.
+        text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
+            is what a lossy file is judged on. Without it int8 finds its ranges at run time.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
 
     Returns:
         ``output``.
 
     Raises:
-        ConfigError: An opset or precision that is not supported.
-        ExportError: The graph is not valid, or differs from PyTorch.
+        ConfigError: An opset or precision that is not supported, or a vocabulary to shrink to
+            without text or with a tokenizer that cannot be cut.
+        ExportError: The graph is not valid, or loses more than its precision may lose.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
-    _check_options(opset, precision)
-    source, model = open_source(model_dir)
+    check_precision(precision)
+    if opset not in OPSETS:
+        raise ConfigError(f"opset is {opset}, allowed: {OPSETS.start} to {OPSETS.stop - 1}")
+    opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    source, model = opened.source, opened.model
+    rows = calibration_rows(source, text)
+    numerics = choose_numerics(model, precision, rows, static=text is not None)
     with atomic_directory(output) as directory:
-        file = directory / MODEL_FILE
-        parity = write_onnx(source, model, file, opset=opset, precision=precision)
+        parity = write_onnx(
+            source,
+            model,
+            directory / MODEL_FILE,
+            opset=opset,
+            numerics=numerics,
+            yardstick=opened.yardstick,
+        )
         write_config_and_tokenizer(source, directory)
         write_manifest(
             directory,
@@ -77,10 +103,41 @@ def export_onnx(
             export_format="onnx",
             precision=precision,
             parity=parity,
-            options={"opset": opset},
+            options={"opset": opset, **opened.options, **numerics.to_json()},
+            size_by_part=size_by_part(directory),
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What is exported, what it is judged by, and what `export.json` says of both."""
+
+    source: Source
+    model: CofiPreTrainedModel
+    yardstick: Yardstick | None
+    options: dict[str, Any]
+
+
+def open_for_export(
+    model_dir: Path | str, text: CalibrationText | None, *, shrink_embeddings: bool
+) -> Opened:
+    """Load the source, with the vocabulary cut where asked.
+
+    Raises:
+        ConfigError: A vocabulary to cut without text, or with a tokenizer that cannot be cut.
+        ArtifactError: The source is corrupt, unsafe or incomplete.
+    """
+    source, model = open_source(model_dir)
+    yardstick = None
+    if text is not None:
+        yardstick = Yardstick(text=text, tokenizer=source.tokenizer, model=model)
+    options = text_options(text)
+    if shrink_embeddings:
+        source, model = shrink_vocabulary(source, model, text)
+        options["shrink_embeddings"] = True
+    return Opened(source=source, model=model, yardstick=yardstick, options=options)
 
 
 def write_onnx(
@@ -89,25 +146,28 @@ def write_onnx(
     path: Path,
     *,
     opset: int = DEFAULT_OPSET,
-    precision: Precision = "fp32",
+    numerics: Numerics = FP32,
+    yardstick: Yardstick | None = None,
 ) -> ExportParity:
     """Write and check one ONNX file.
 
     Raises:
-        ExportError: The graph is not valid, or differs from PyTorch.
+        ExportError: The graph is not valid, or loses more than its precision may lose.
     """
-    proto = onnx_from_model(model, opset=opset, precision=precision)
-    entries = {**metadata(source), "precision": precision}
+    proto = onnx_from_model(model, opset=opset, numerics=numerics)
+    entries = {**metadata(source), "precision": numerics.precision}
     props = {f"{METADATA_PREFIX}{key}": value for key, value in entries.items()}
     onnx.helper.set_model_props(proto, props)
     onnx.save_model(proto, path)
     check_onnx(path, source.arch)
-    return check_parity(
-        onnxruntime_infer(path),
+    infer = onnxruntime_infer(path)
+    return check_answers(
+        infer,
+        source,
         model,
-        source.tokenizer,
         runtime=_RUNTIME,
-        tolerance=TOLERANCE[precision],
+        precision=numerics.precision,
+        yardstick=yardstick,
     )
 
 
@@ -192,10 +252,3 @@ def onnxruntime_infer(path: Path) -> Infer:
         return dict(zip(names, map(np.asarray, session.run(names, dict(inputs))), strict=True))
 
     return infer
-
-
-def _check_options(opset: int, precision: str) -> None:
-    if opset not in OPSETS:
-        raise ConfigError(f"opset is {opset}, allowed: {OPSETS.start} to {OPSETS.stop - 1}")
-    if precision not in TOLERANCE:
-        raise ConfigError(f"precision is {precision!r}, allowed: {', '.join(TOLERANCE)}")

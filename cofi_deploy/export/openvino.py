@@ -1,8 +1,7 @@
 """Model directory -> OpenVINO IR: `openvino_model.xml` and `.bin`, checked on the CPU plugin.
 
 The ONNX graph is converted, not the PyTorch model: one description of the network, one set of
-checks. Weights stay fp32 unless asked otherwise; the plugin chooses its own compute precision when
-it runs.
+checks, one way of choosing what leaves fp32.
 """
 
 from __future__ import annotations
@@ -15,17 +14,29 @@ from typing import Any
 import numpy as np
 
 from cofi_deploy.artifacts import atomic_directory
-from cofi_deploy.errors import ExportError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError
+from cofi_deploy.export.calibration import CalibrationText, calibration_rows
+from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
     Source,
     metadata,
-    open_source,
     write_config_and_tokenizer,
     write_manifest,
 )
+from cofi_deploy.export.numerics import Precision, check_precision
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
-from cofi_deploy.export.onnx import write_onnx
-from cofi_deploy.export.parity import TOLERANCE, Infer, Inputs, Outputs, check_parity
+from cofi_deploy.export.onnx import open_for_export, write_onnx
+from cofi_deploy.export.parity import (
+    RELATIVE_TOLERANCE,
+    TOLERANCE,
+    Infer,
+    Inputs,
+    Outputs,
+    batch_of,
+    largest_difference,
+    largest_value,
+)
+from cofi_deploy.export.text_parity import check_answers
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +45,74 @@ METADATA_SECTION = "cofi_deploy"
 
 _RUNTIME = "openvino"
 
+Shape = tuple[int, int]  # (batch, sequence)
 
-def export_openvino(model_dir: Path | str, output: Path, *, compress_to_fp16: bool = False) -> Path:
+
+def export_openvino(
+    model_dir: Path | str,
+    output: Path,
+    *,
+    precision: Precision = "fp32",
+    text: CalibrationText | None = None,
+    shrink_embeddings: bool = False,
+    shape: Shape | None = None,
+) -> Path:
     """Write an OpenVINO directory: openvino_model.xml/.bin, config, tokenizer, export.json.
+
+    fp16 halves the files and is computed in fp32. bf16 halves them, too, and is computed in bf16
+    where the processor has it. int8 computes the products of the layers on bytes, with ranges from
+    ``text``, or from the built-in sentences without it.
 
     Args:
         model_dir: Compact model, dense checkpoint, or the hub id of one.
         output: Directory to write; an existing one is replaced as a whole.
-        compress_to_fp16: Store the weights in half the space; computation is not affected.
+        precision: See above.
+        text: Real text of the task, which a lossy artifact is judged on.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shape: The one (batch, length) that the artifact computes, padding what is smaller; by
+            default any.
 
     Returns:
         ``output``.
 
     Raises:
+        ConfigError: A precision that is not supported, a vocabulary to shrink to without text, or
+            a shape that the model cannot take.
         MissingDependencyError: OpenVINO is not installed.
         ExportError: OpenVINO refuses the graph, or its answers differ from PyTorch.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
+    check_precision(precision)
     openvino = _import_openvino()
-    source, model = open_source(model_dir)
-    precision = "fp16" if compress_to_fp16 else "fp32"
+    opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    source, model = opened.source, opened.model
+    _check_shape(shape, source)
+    # fp16 is a way of storing the fp32 graph here, not of computing.
+    of_graph: Precision = "fp32" if precision == "fp16" else precision
+    numerics = choose_numerics(model, of_graph, calibration_rows(source, text))
     with atomic_directory(output) as directory:
         onnx_file = directory / ONNX_FILE
-        write_onnx(source, model, onnx_file)
+        write_onnx(source, model, onnx_file, numerics=numerics)
         ir = _ir_from_onnx(openvino, onnx_file, source)
-        openvino.save_model(ir, directory / MODEL_FILE, compress_to_fp16=compress_to_fp16)
+        # Matrices that the conversion made fp32 of lose nothing: fp16 has more bits than bf16.
+        is_half = precision in {"fp16", "bf16"}
+        openvino.save_model(ir, directory / MODEL_FILE, compress_to_fp16=is_half)
         onnx_file.unlink()
-        parity = check_parity(
-            openvino_infer(directory / MODEL_FILE),
+        infer = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
+        parity = check_answers(
+            infer,
+            source,
             model,
-            source.tokenizer,
             runtime=_RUNTIME,
-            tolerance=TOLERANCE[precision],
+            precision=precision,
+            yardstick=opened.yardstick,
         )
+        if shape is not None:
+            openvino.save_model(
+                _static(ir, shape), directory / MODEL_FILE, compress_to_fp16=is_half
+            )
+            fixed = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
+            _check_same(infer, fixed, source, shape, precision)
         write_config_and_tokenizer(source, directory)
         write_manifest(
             directory,
@@ -74,24 +120,29 @@ def export_openvino(model_dir: Path | str, output: Path, *, compress_to_fp16: bo
             export_format="openvino",
             precision=precision,
             parity=parity,
-            options={"compress_to_fp16": compress_to_fp16},
+            options={**opened.options, **numerics.to_json(), **_shape_options(shape)},
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output
 
 
-def openvino_infer(path: Path) -> Infer:
-    """A function that runs the IR on the CPU plugin at fp32.
+def openvino_infer(path: Path, *, bf16: bool = False) -> Infer:
+    """A function that runs the IR on the CPU plugin.
 
-    Without the hint the plugin would compute in bf16 where the processor can, which is a choice
-    for serving and not for comparing graphs.
+    Without a hint the plugin would compute any graph in bf16 where the processor can; it is told
+    to for graphs that are meant so, and where it cannot, they are compared at fp32.
 
     Raises:
         ExportError: OpenVINO refuses the file.
     """
     openvino = _import_openvino()
+    core = openvino.Core()
+    if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        logger.warning("this processor has no bf16: %s is compared with PyTorch at fp32", path.name)
+        bf16 = False
+    hint = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
     try:
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(path, "CPU", hint)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO does not open {str(path)!r}: {error}") from error
     names = [output.get_any_name() for output in compiled.outputs]
@@ -112,6 +163,50 @@ def _ir_from_onnx(openvino: ModuleType, onnx_file: Path, source: Source) -> Any:
     for key, value in metadata(source).items():
         ir.set_rt_info(value, [METADATA_SECTION, key])
     return ir
+
+
+def _check_shape(shape: Shape | None, source: Source) -> None:
+    longest = source.arch.max_positions
+    if shape is not None and not (shape[0] >= 1 and 1 <= shape[1] <= longest):
+        raise ConfigError(
+            f"shape is {shape[0]}x{shape[1]}, allowed: a batch of 1 and up, a length of 1 to "
+            f"{longest}"
+        )
+
+
+def _static(ir: Any, shape: Shape) -> Any:
+    """The model with one shape for all of its inputs."""
+    ir.reshape({port.get_any_name(): list(shape) for port in ir.inputs})
+    return ir
+
+
+def _check_same(
+    dynamic: Infer, static: Infer, source: Source, shape: Shape, precision: Precision
+) -> None:
+    """The static graph must answer like the dynamic one, which was compared with PyTorch.
+
+    Not to the last bit: other kernels may be chosen, and sums in another order tip some bytes.
+
+    Raises:
+        ExportError: It does not.
+    """
+    batch, length = shape
+    rows = [(ids[:length], types[:length]) for ids, types in calibration_rows(source, None)]
+    rows = (rows * (batch // len(rows) + 1))[:batch]
+    inputs = batch_of(rows, pad_to=length, pad_id=source.arch.pad_token_id)
+    expected, got = [dynamic(inputs)], [static(inputs)]
+    difference = largest_difference(expected, got)
+    tolerance = max(TOLERANCE[precision], RELATIVE_TOLERANCE[precision] * largest_value(expected))
+    if not difference <= tolerance:
+        raise ExportError(
+            f"OpenVINO's graph of shape {batch}x{length} differs from the dynamic one by "
+            f"{difference:.2e}; export without a fixed shape"
+        )
+
+
+def _shape_options(shape: Shape | None) -> dict[str, list[int]]:
+    """The flags that fix a shape: smallest, usual and largest size are one."""
+    return {} if shape is None else {"batch_size": [shape[0]] * 3, "seq_len": [shape[1]] * 3}
 
 
 def _import_openvino() -> ModuleType:

@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cofi_deploy.artifacts import atomic_directory, sha256_file, write_json
 from cofi_deploy.engines import (
@@ -23,8 +23,9 @@ from cofi_deploy.engines import (
     import_tensorrt,
 )
 from cofi_deploy.errors import ConfigError, EnvironmentProblem, MissingDependencyError
+from cofi_deploy.export.calibration import calibration_rows
 from cofi_deploy.export.engine import Engine, OptimizationProfile, build_engine
-from cofi_deploy.export.graph import Precision
+from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
     Source,
     open_source,
@@ -33,7 +34,6 @@ from cofi_deploy.export.manifest import (
 )
 from cofi_deploy.export.onnx import DEFAULT_OPSET, write_onnx
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
-from cofi_deploy.export.parity import TOLERANCE
 from cofi_deploy.exports import ExportParity
 
 __all__ = ["check_engine", "choose_flavour", "export_tensorrt"]
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 TIMING_CACHE_FILE = "timing.cache"
 
 Triple = tuple[int, int, int]
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def export_tensorrt(
@@ -84,7 +86,10 @@ def export_tensorrt(
         atomic_directory(output) as directory,
     ):
         onnx_file = Path(scratch) / ONNX_FILE
-        parity = write_onnx(source, model, onnx_file, precision=precision)
+        # Attention is fused in half precision only where its softmax is, too.
+        rows = calibration_rows(source, None)
+        numerics = choose_numerics(model, precision, rows, fp32_softmax=False)
+        parity = write_onnx(source, model, onnx_file, numerics=numerics)
         engine = build_engine(
             onnx_file,
             flavour=chosen,
@@ -148,8 +153,8 @@ def _check_options(batch_size: Triple, seq_len: Triple, precision: str, flavour:
         for name, triple in (("batch_size", batch_size), ("seq_len", seq_len))
         if triple[0] < 1 or list(triple) != sorted(triple)
     ]
-    if precision not in TOLERANCE:
-        problems.append(f"precision is {precision!r}, allowed: {', '.join(TOLERANCE)}")
+    if precision not in PRECISIONS:
+        problems.append(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")
     if flavour != "auto" and flavour not in FLAVOURS:
         problems.append(f"flavour is {flavour!r}, allowed: auto, {', '.join(FLAVOURS)}")
     if problems:

@@ -44,10 +44,13 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How closely a runtime answers like PyTorch does with the same weights."""
+    """How closely a runtime answers like PyTorch does with the same weights.
+
+    ``max_abs_logit_diff`` is None where the two read other tokens, as a cut vocabulary may give.
+    """
 
     agreement: float
-    max_abs_logit_diff: float
+    max_abs_logit_diff: float | None
 
 
 def score_split(
@@ -92,8 +95,10 @@ def disagreements(first: Sequence[Hashable], second: Sequence[Hashable]) -> list
     return [index for index, (one, other) in pairs if not _is_equal(one, other)]
 
 
-def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float:
-    """Largest absolute difference of any logit of any feature."""
+def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float | None:
+    """Largest absolute difference of any logit of any feature; None where there are others."""
+    if _shapes(first) != _shapes(second):
+        return None
     return max(
         (
             float(np.abs(one[name] - other[name]).max())
@@ -102,6 +107,10 @@ def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float:
         ),
         default=0.0,
     )
+
+
+def _shapes(outputs: FeatureOutputs) -> list[tuple[int, ...]]:
+    return [array.shape for feature in outputs for array in feature.values()]
 
 
 def _is_equal(one: Hashable, other: Hashable) -> bool:

@@ -27,10 +27,13 @@ from cofi_deploy.serve.latency import (
 from cofi_deploy.serve.probe import probe
 from cofi_deploy.serve.runner import Runner, availability, open_runner
 from cofi_deploy.serve.subject import Subject
-from cofi_deploy.serve.timed_inputs import batches_for
+from cofi_deploy.serve.timed_inputs import Batch, batches_for
 from cofi_deploy.tasks import EncodedSplit
 
 logger = logging.getLogger(__name__)
+
+# By label and runtime: the same texts in the ids of an artifact whose vocabulary was cut.
+OwnEncodings = Mapping[tuple[str, str], EncodedSplit]
 
 # Sorted durations kept in result files, evenly spaced: enough to draw a distribution from.
 _KEPT_SAMPLES = 200
@@ -68,7 +71,10 @@ class BenchResult:
 
 
 def bench(
-    subjects: Sequence[Subject], settings: BenchSettings, encoded: EncodedSplit | None = None
+    subjects: Sequence[Subject],
+    settings: BenchSettings,
+    encoded: EncodedSplit | None = None,
+    own_encodings: OwnEncodings | None = None,
 ) -> BenchResult:
     """Time all subjects at every operating point.
 
@@ -77,6 +83,7 @@ def bench(
         settings: Runtimes, points and schedule.
         encoded: Where token ids are taken from; without it they are random, and points with the
             task's lengths are skipped.
+        own_encodings: The same texts for artifacts whose vocabulary was cut.
 
     Raises:
         UsageError: A runtime is unknown.
@@ -94,9 +101,17 @@ def bench(
             }
             for point in _points_of(runtime, settings, encoded, result.notes):
                 logger.info("timing %s", point)
-                timed = _Timed(
-                    point=point, runners=runners, samples=_time(runners, point, settings, encoded)
-                )
+                batches = {
+                    label: batches_for(
+                        point,
+                        runner.limits,
+                        (own_encodings or {}).get((label, runtime), encoded),
+                        seed=settings.schedule.seed,
+                    )
+                    for label, runner in runners.items()
+                }
+                samples = _time(runners, batches, settings)
+                timed = _Timed(point=point, runners=runners, samples=samples)
                 _add_rows(result, timed, settings, shared)
         if settings.fresh_process:
             _add_probes(result, subjects, runtime, settings)
@@ -159,18 +174,16 @@ def _points_of(
 
 
 def _time(
-    runners: Mapping[str, Runner],
-    point: OperatingPoint,
-    settings: BenchSettings,
-    encoded: EncodedSplit | None,
+    runners: Mapping[str, Runner], batches: Mapping[str, list[Batch]], settings: BenchSettings
 ) -> Samples:
-    limits = next(iter(runners.values())).limits
-    batches = batches_for(point, limits, encoded, seed=settings.schedule.seed)
+    """Time all runners in turn; the batches of a round hold the same texts for each of them."""
     turn = _Turn()
 
-    def subject(runner: Runner) -> Callable[[], None]:
+    def subject(label: str) -> Callable[[], None]:
+        runner = runners[label]
         calls = [
-            runner.bind({name: batch[name] for name in runner.input_names}) for batch in batches
+            runner.bind({name: batch[name] for name in runner.input_names})
+            for batch in batches[label]
         ]
 
         def call() -> None:
@@ -179,9 +192,9 @@ def _time(
         return call
 
     return time_interleaved(
-        {label: subject(runner) for label, runner in runners.items()},
+        {label: subject(label) for label in runners},
         settings.schedule,
-        variants=len(batches),
+        variants=min(map(len, batches.values())),
         before_round=turn.begin,
     )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cofi_deploy.errors import MissingDependencyError, RunnerError
+from cofi_deploy.kinds import is_per_token
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -17,6 +21,15 @@ if TYPE_CHECKING:
     import openvino
 
 _DEVICE = "CPU"
+
+# What an artifact of each precision may be computed in; the first is what it is made for. fp16 is
+# how weights are stored, the processor computes in fp32.
+_COMPUTED = {
+    "fp32": ("fp32", "bf16"),
+    "fp16": ("fp16", "bf16"),
+    "bf16": ("bf16", "fp32"),
+    "int8": ("int8",),
+}
 
 
 def unavailable(runtime: str) -> str | None:
@@ -29,8 +42,9 @@ def unavailable(runtime: str) -> str | None:
 def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     """Open an OpenVINO export with the latency hint.
 
-    An fp32 artifact may be run in bf16 (``settings.precision``) on processors that have it.
-    OpenVINO would choose bf16 there by itself; here it does what it is told.
+    An fp32 artifact may be run in bf16 (``settings.precision``) on processors that have it, a
+    bf16 one in fp32 on those that have not. OpenVINO would choose by itself; here it does what it
+    is told.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -45,13 +59,13 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     manifest, path = open_export(artifact, settings.runtime, "openvino", ".xml")
     core = openvino.Core()
     precision = settings.precision or manifest.precision
-    check_precision(settings.runtime, precision, (manifest.precision, "bf16"))
+    check_precision(settings.runtime, precision, _COMPUTED[manifest.precision])
     if precision == "bf16" and "BF16" not in core.get_property(
         _DEVICE, "OPTIMIZATION_CAPABILITIES"
     ):
         raise RunnerError(
             "openvino: precision is 'bf16', but this processor has no bf16 (AVX512-BF16 or AMX); "
-            f"use {manifest.precision!r}"
+            f"use {next(name for name in _COMPUTED[manifest.precision] if name != 'bf16')!r}"
         )
     config = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -62,7 +76,55 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     compiled = core.compile_model(path, _DEVICE, config)
     names = tuple(item.any_name for item in compiled.inputs)
     limits = InputLimits.from_arch(manifest.arch, names)
-    return OpenVinoSession(compiled, limits, precision)
+    shape = _static_shape(compiled)
+    if shape is None:
+        return OpenVinoSession(compiled, limits, precision)
+    limits = replace(limits, max_positions=shape.length)
+    fixed = replace(shape, pad_id=manifest.arch.pad_token_id, per_token=is_per_token(manifest.kind))
+    return OpenVinoSession(compiled, limits, precision, fixed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticShape:
+    """The one shape that a graph computes, and how to bring other inputs to it."""
+
+    batch: int
+    length: int
+    pad_id: int = 0
+    per_token: bool = False
+
+    def padded(self, inputs: Tensors) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Inputs in pieces of this shape; what is added is padding with mask 0."""
+        rows, length = next(iter(inputs.values())).shape
+        for start in range(0, rows, self.batch):
+            count = min(self.batch, rows - start)
+            room = ((0, self.batch - count), (0, self.length - length))
+            yield {
+                name: np.pad(
+                    array[start : start + count],
+                    room,
+                    constant_values=self.pad_id if name == "input_ids" else 0,
+                )
+                for name, array in inputs.items()
+            }
+
+    def cut(
+        self, outputs: Sequence[Mapping[str, npt.NDArray[Any]]], shape: tuple[int, ...]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of the pieces as those of inputs of ``shape``, without what padding answered."""
+        joined = {
+            name: np.concatenate([piece[name] for piece in outputs])[: shape[0]]
+            for name in outputs[0]
+        }
+        return {name: a[:, : shape[1]] for name, a in joined.items()} if self.per_token else joined
+
+
+def _static_shape(compiled: openvino.CompiledModel) -> StaticShape | None:
+    shape = compiled.inputs[0].get_partial_shape()
+    if shape.is_dynamic:
+        return None
+    batch, length = (dimension.get_length() for dimension in shape)
+    return StaticShape(batch=batch, length=length)
 
 
 class OpenVinoSession:
@@ -71,16 +133,28 @@ class OpenVinoSession:
     device = "cpu"
 
     def __init__(
-        self, compiled: openvino.CompiledModel, limits: InputLimits, precision: str
+        self,
+        compiled: openvino.CompiledModel,
+        limits: InputLimits,
+        precision: str,
+        shape: StaticShape | None = None,
     ) -> None:
-        """Take a compiled model."""
+        """Take a compiled model, and its shape where it has but one."""
+        self._shape = shape
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
         self._outputs = {item.any_name: item for item in compiled.outputs}
         self.precision = precision
         self.limits = limits
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of checked inputs, copied out of the request's buffers."""
+        """Outputs of checked inputs; for a static graph, padding and cutting are part of it."""
+        if self._shape is None:
+            return self._infer(inputs)
+        pieces = [self._infer(piece) for piece in self._shape.padded(inputs)]
+        return self._shape.cut(pieces, next(iter(inputs.values())).shape)
+
+    def _infer(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Outputs, copied out of the request's buffers."""
         if self._request is None:
             raise RunnerError("this openvino session is closed; open the artifact again")
         results = self._request.infer(dict(inputs), share_inputs=True)

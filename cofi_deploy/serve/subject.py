@@ -43,6 +43,17 @@ class Subject:
         """
         return self.artifacts.get("torch") or self._any_artifact()
 
+    def own_tokenizer(self, runtime: str) -> Path | None:
+        """The artifact's directory where its vocabulary was cut, so that ids differ from others'.
+
+        Raises:
+            ArtifactError: The export's manifest is not readable.
+        """
+        directory = self.artifacts[runtime]
+        if runtime == "torch" or not read_manifest(directory).options.get("shrink_embeddings"):
+            return None
+        return directory
+
     def arch(self) -> Arch:
         """Its structure, from the model directory or from an export's manifest.
 

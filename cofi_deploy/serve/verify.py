@@ -17,7 +17,7 @@ from cofi_deploy.artifacts import write_bytes, write_json
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.accuracy import Scored, compare, disagreements, score_split
-from cofi_deploy.serve.bench import BenchSettings, bench, usable_runtimes
+from cofi_deploy.serve.bench import BenchSettings, OwnEncodings, bench, usable_runtimes
 from cofi_deploy.serve.curves import read_metrics
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.runner import open_runner
@@ -89,8 +89,9 @@ def verify(
         )
         for subject in subjects
     }
-    accuracy = _measure_accuracy(subjects, task, encoded, settings)
-    timed = bench(subjects, settings.bench, encoded[pruned.label])
+    own = _own_encodings(subjects, task, settings)
+    accuracy = _measure_accuracy(subjects, task, (encoded, own), settings)
+    timed = bench(subjects, settings.bench, encoded[pruned.label], own)
     shared = {"task": task.name, "split": settings.split}
     latency_rows = [{**shared, **row} for row in timed.rows]
     verdict = judge(
@@ -125,13 +126,29 @@ class _Accuracy:
     notes: list[str]
 
 
+def _own_encodings(
+    subjects: Sequence[Subject], task: Task, settings: VerifySettings
+) -> dict[tuple[str, str], EncodedSplit]:
+    """The split by label and runtime, for artifacts that number their pieces otherwise."""
+    found: dict[tuple[str, str], EncodedSplit] = {}
+    for subject in subjects:
+        for runtime in (each for each in settings.bench.runtimes if each in subject.artifacts):
+            directory = subject.own_tokenizer(runtime)
+            if directory is not None:
+                tokenizer = load_tokenizer(directory)
+                encoded = task.encode(settings.split, tokenizer, limit=settings.limit)
+                found[subject.label, runtime] = encoded
+    return found
+
+
 def _measure_accuracy(
     subjects: tuple[Subject, Subject],
     task: Task,
-    encoded: Mapping[str, EncodedSplit],
+    encodings: tuple[Mapping[str, EncodedSplit], OwnEncodings],
     settings: VerifySettings,
 ) -> _Accuracy:
     """Score both models in every usable runtime, PyTorch first."""
+    encoded, own = encodings
     usable, _ = usable_runtimes(subjects, ("torch", *settings.bench.runtimes))
     dense, pruned = subjects
     examples = encoded[pruned.label].examples
@@ -142,7 +159,8 @@ def _measure_accuracy(
         scored: dict[str, Scored] = {}
         for subject in subjects:
             logger.info("scoring %s in %s", subject.label, runtime)
-            row, answers = _score(subject, runtime, task, encoded[subject.label], settings)
+            split = own.get((subject.label, runtime), encoded[subject.label])
+            row, answers = _score(subject, runtime, task, split, settings)
             scored[subject.label] = answers
             if runtime == "torch":
                 reference[subject.label] = answers
@@ -199,17 +217,19 @@ def _score(
 def _parity_keys(reference: Scored | None, answers: Scored) -> dict[str, float]:
     if reference is None:
         return {}
-    return dataclasses.asdict(compare(reference, answers))
+    found = dataclasses.asdict(compare(reference, answers))
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _parity_note(row: Mapping[str, Any]) -> list[str]:
     agreement = row.get("agreement", 1.0)
     if agreement >= _USUAL_AGREEMENT:
         return []
+    difference = row.get("max_abs_logit_diff")
+    detail = "other tokens" if difference is None else f"largest logit difference {difference:.3g}"
     return [
         f"{row['model']} in {row['runtime']} at {row['precision']} predicts otherwise than PyTorch "
-        f"for {1 - agreement:.1%} of the examples (largest logit difference "
-        f"{row['max_abs_logit_diff']:.3g})"
+        f"for {1 - agreement:.1%} of the examples ({detail})"
     ]
 
 

@@ -44,10 +44,62 @@ def test_an_unknown_format_names_the_nearest():
         api.export(format="onx")
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "triton"])
-def test_half_precision_is_refused_where_it_is_not_made(tiny_run, name):
-    with pytest.raises(UsageError, match=f"--precision fp16 is not available for {name} yet"):
-        api.export(tiny_run, format=name, precision="fp16")
+@pytest.mark.parametrize(
+    ("format_", "asked", "words"),
+    [
+        ("trt", {"precision": "int8"}, "--precision is int8, allowed for --format trt: fp32, fp16"),
+        (
+            "triton",
+            {"precision": "int8"},
+            "--precision int8 is for the model itself; run: cofi-deploy export [MODEL] --format "
+            "onnx with it, then cofi-deploy export <that directory> --format triton",
+        ),
+        (
+            "triton",
+            {"shrink_embeddings": True},
+            "--shrink-embeddings is for --format onnx and openvino, got triton; run:",
+        ),
+        (
+            "trt",
+            {"calibration": Path("texts.txt")},
+            "--calibration is for --format onnx and openvino, got trt",
+        ),
+    ],
+)
+def test_numbers_that_a_format_has_not_are_refused_with_the_way_on(tiny_run, format_, asked, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        api.export(tiny_run, format=format_, **asked)
+
+
+def test_a_lossy_export_is_judged_on_the_data_of_its_run(tiny_run, tmp_path):
+    directory = api.export(tiny_run, format="onnx", precision="int8", output=tmp_path / "onnx")
+    manifest = check_export(directory)
+    assert manifest.precision == "int8"
+    text = exported({"onnx": directory})["onnx"]["parity"]["text"]
+    assert "held out of the training data of sst2" in text["source"]
+    assert text["examples"] > 0
+    # And is served as it is.
+    repository = api.export(directory, format="triton", name="small", output=tmp_path / "triton")
+    assert check_export(repository).precision == "int8"
+
+
+def test_calibration_text_may_be_a_file(tiny_run, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a film\nno film at all\tbut a pair\n", encoding="utf-8")
+    directory = api.export(
+        tiny_run / "model",
+        format="openvino",
+        precision="fp16",
+        calibration=texts,
+        batch_size=(2, 2, 2),
+        seq_len=(16, 16, 16),
+        output=tmp_path / "openvino",
+    )
+    manifest = check_export(directory)
+    assert manifest.parity is not None
+    assert manifest.parity.text is not None
+    assert manifest.parity.text.source == str(texts)
+    assert manifest.parity.text.examples == 2
 
 
 def test_the_default_place_is_named_after_the_run(tiny_run, tmp_path, monkeypatch):

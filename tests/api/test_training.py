@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cofi_deploy import api
-from cofi_deploy.api.training import TaskArguments, task_of_run
+from cofi_deploy.api.run_task import TaskArguments, task_of_run
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.errors import (

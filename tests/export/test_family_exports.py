@@ -10,9 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from transformers import AutoConfig
 
 from cofi_deploy.engines import read_engine_record
+from cofi_deploy.errors import ConfigError
+from cofi_deploy.export.calibration import CalibrationText
+from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.numerics import Numerics
 from cofi_deploy.export.onnx import MODEL_FILE, export_onnx, onnxruntime_infer
 from cofi_deploy.export.openvino import export_openvino, openvino_infer
 from cofi_deploy.export.tensorrt import export_tensorrt
@@ -78,6 +83,60 @@ def test_onnx_takes_the_three_inputs_and_answers_like_torch(family, opset, famil
 def test_half_precision_keeps_the_head_of_the_family_in_fp32(family, family_model, tmp_path):
     directory = export_onnx(family_model(family), tmp_path / "onnx", precision="fp16")
     check_answers(onnxruntime_infer(directory / MODEL_FILE), family_model(family), 5e-2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("family", RELATIVES)
+def test_small_weights_answer_nearly_like_torch(family, precision, family_model, tmp_path):
+    directory = export_onnx(family_model(family), tmp_path / "onnx", precision=precision)
+    check_answers(onnxruntime_infer(directory / MODEL_FILE), family_model(family), 0.1)
+    tables = {"bf16": onnx.TensorProto.BFLOAT16, "int8": onnx.TensorProto.INT8}
+    types = {
+        item.name: item.data_type for item in onnx.load(directory / MODEL_FILE).graph.initializer
+    }
+    assert types["encoder.embeddings.word.weight"] == tables[precision]
+    assert types["encoder.embeddings.position.weight"] == tables[precision]
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+def test_a_whole_graph_promoted_to_fp32_answers_like_torch(family, family_model):
+    model = load(family_model(family))
+    layers = range(len(model.arch.layers))
+    parts = [f"encoder.layers.{index}.{part}" for index in layers for part in ("attention", "ffn")]
+    everything = {"encoder.embeddings", "encoder.embeddings.project", *parts}
+    numerics = Numerics(precision="fp16", fp32_sublayers=frozenset(everything))
+    proto = onnx_from_model(model, opset=17, numerics=numerics)
+    onnx.checker.check_model(proto, full_check=True)
+    inputs = padded_inputs(model.arch, lengths=(12, 1, 5), width=14)
+    given = {name: value.numpy() for name, value in inputs.items()}
+    got = ReferenceEvaluator(proto).run(["logits"], given)[0]
+    with torch.inference_mode():
+        expected = model.outputs(inputs)["logits"].numpy()
+    np.testing.assert_allclose(got, expected, atol=5e-2)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "electra", "roberta"])
+def test_the_vocabulary_of_a_family_is_cut(family, family_model, tmp_path):
+    text = CalibrationText(texts=(("a man", "the flute"),), max_length=32, source="test")
+    directory = export_onnx(
+        family_model(family), tmp_path / "onnx", text=text, shrink_embeddings=True
+    )
+    small, whole = check_export(directory).arch, load(family_model(family)).arch
+    assert small.vocab_size <= whole.vocab_size
+    tokenizers = [load_tokenizer(folder) for folder in (directory, family_model(family))]
+    assert tokenizers[0].pad_token_id == small.pad_token_id
+    pieces = [
+        each.convert_ids_to_tokens(each("a man", "the flute")["input_ids"]) for each in tokenizers
+    ]
+    assert pieces[0] == pieces[1]
+
+
+def test_the_vocabulary_of_xlm_roberta_is_not(family_model, tmp_path):
+    text = CalibrationText(texts=(("a man", None),), max_length=32, source="test")
+    with pytest.raises(ConfigError, match="a tokenizer of type 'Unigram' cannot be cut"):
+        export_onnx(
+            family_model("xlm-roberta"), tmp_path / "onnx", text=text, shrink_embeddings=True
+        )
 
 
 @pytest.mark.parametrize("family", ["distilbert", "electra", "roberta"])

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from cofi_deploy.arch import Arch, LayerArch
-from cofi_deploy.errors import ExportError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError, RunnerError
 from cofi_deploy.export import openvino as exporter
 from cofi_deploy.export.openvino import export_openvino, openvino_infer
-from cofi_deploy.exports import check_export
+from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import TASK_KINDS, output_names
 from cofi_deploy.loading import load
+from cofi_deploy.serve.runner import open_runner
+
+WIDE = {"layers": (LayerArch(heads=4, ffn=64),) * 3, "hidden": 32}  # what int8 gains from
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 
@@ -63,25 +66,26 @@ def test_weights_stay_fp32_and_metadata_says_what_the_model_is(write_model, tmp_
     assert "model.onnx" not in manifest.files
 
 
-def test_compressed_weights_take_half_the_space(write_model, tmp_path):
-    sizes = {
-        compress: (
-            export_openvino(write_model(), tmp_path / str(compress), compress_to_fp16=compress)
-            / "openvino_model.bin"
-        )
-        .stat()
-        .st_size
-        for compress in (False, True)
-    }
-    assert sizes[True] < 0.6 * sizes[False]
-    assert check_export(tmp_path / "True").precision == "fp16"
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.6)])
+def test_lossy_weights_take_less_space_and_answer_nearly_the_same(
+    precision, share, write_model, random_inputs, tmp_path
+):
+    plain = export_openvino(write_model(**WIDE), tmp_path / "fp32")
+    lossy = export_openvino(write_model(**WIDE), tmp_path / precision, precision=precision)
+    sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (plain, lossy)]
+    assert sizes[1] < share * sizes[0]
+    assert check_export(lossy).precision == precision
+    inputs = random_inputs(4, 30)
+    answers = [openvino_infer(folder / "openvino_model.xml")(inputs) for folder in (plain, lossy)]
+    difference = np.abs(answers[0]["logits"] - answers[1]["logits"]).max()
+    assert 0 < difference < 0.1 * np.abs(answers[0]["logits"]).max()
 
 
 def test_an_ir_that_answers_otherwise_is_refused(write_model, tmp_path, monkeypatch):
     honest = exporter.openvino_infer
 
-    def altered(path):
-        infer = honest(path)
+    def altered(path, **options):
+        infer = honest(path, **options)
         return lambda inputs: {name: array + 0.5 for name, array in infer(inputs).items()}
 
     monkeypatch.setattr(exporter, "openvino_infer", altered)
@@ -105,3 +109,86 @@ def test_a_missing_package_names_the_install_line(write_model, tmp_path, monkeyp
     )
     with pytest.raises(MissingDependencyError, match=re.escape(words)):
         export_openvino(write_model(), tmp_path / "openvino")
+
+
+def test_int8_products_are_computed_on_bytes(write_model, tmp_path):
+    directory = export_openvino(write_model(**WIDE), tmp_path / "int8", precision="int8")
+    compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU")
+    info = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    products = [item for item in info if item["layerType"].astype(str) == "FullyConnected"]
+    on_bytes = [item for item in products if item["runtimePrecision"].astype(str) == "u8"]
+    assert len(on_bytes) == 3 * 6
+    assert len(products) == 3 * 6 + 2  # pooler and classifier
+
+
+def test_bf16_is_compared_at_fp32_where_the_processor_lacks_it(
+    write_model, tmp_path, monkeypatch, caplog
+):
+    class OldCore(openvino.Core):
+        def get_property(self, *names):
+            return (
+                ["FP32"] if "OPTIMIZATION_CAPABILITIES" in names else super().get_property(*names)
+            )
+
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    export_openvino(write_model(), tmp_path / "openvino", precision="bf16")
+    assert "this processor has no bf16: openvino_model.xml is compared" in caplog.text
+
+
+def test_an_unknown_precision_names_what_is_allowed(write_model, tmp_path):
+    words = "precision is 'int4', allowed: fp32, fp16, bf16, int8"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        export_openvino(write_model(), tmp_path / "openvino", precision="int4")
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_fixed_shape_pads_what_is_smaller_and_splits_what_is_larger(
+    kind, precision, write_model, random_inputs, tmp_path
+):
+    model_dir = write_model(kind, **WIDE)
+    fixed = export_openvino(model_dir, tmp_path / "fixed", shape=(2, 24), precision=precision)
+    free = export_openvino(model_dir, tmp_path / "free", precision=precision)
+    ir = openvino.Core().read_model(fixed / "openvino_model.xml")
+    assert list(ir.input("input_ids").shape) == [2, 24]
+    with (
+        open_runner(fixed, "openvino", threads=1) as runner,
+        open_runner(free, "openvino", threads=1) as reference,
+    ):
+        for batch, length in ((1, 1), (2, 24), (5, 9)):
+            inputs = random_inputs(batch, length)
+            expected = reference.infer(inputs)
+            for name, array in runner.infer(inputs).items():
+                assert array.shape == expected[name].shape
+                atol = 1e-4 if precision == "fp32" else 0.1 * np.abs(expected[name]).max()
+                np.testing.assert_allclose(array, expected[name], rtol=0, atol=atol)
+        with pytest.raises(RunnerError, match="is 25 tokens long, allowed: up to 24"):
+            runner.infer(random_inputs(1, 25))
+
+
+def test_the_rebuild_command_names_the_fixed_shape(write_model, tmp_path):
+    manifest = check_export(export_openvino(write_model(), tmp_path / "fixed", shape=(1, 32)))
+    assert rebuild_command(manifest).endswith(
+        " --format openvino --batch-size 1:1:1 --seq-len 32:32:32"
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 0), (1, 65)])
+def test_a_shape_that_the_model_cannot_take_is_refused(shape, write_model, tmp_path):
+    words = f"shape is {shape[0]}x{shape[1]}, allowed: a batch of 1 and up, a length of 1 to 64"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        export_openvino(write_model(), tmp_path / "fixed", shape=shape)
+
+
+def test_a_static_graph_that_answers_otherwise_is_refused(write_model, tmp_path, monkeypatch):
+    honest, calls = exporter.openvino_infer, []
+
+    def altered(path, **options):
+        infer = honest(path, **options)
+        calls.append(path)
+        shift = 0.5 * (len(calls) - 1)  # the second file is the static one
+        return lambda inputs: {name: array + shift for name, array in infer(inputs).items()}
+
+    monkeypatch.setattr(exporter, "openvino_infer", altered)
+    with pytest.raises(ExportError, match=r"graph of shape 2x16 differs from the dynamic one by 5"):
+        export_openvino(write_model(), tmp_path / "fixed", shape=(2, 16))

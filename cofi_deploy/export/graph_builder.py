@@ -1,0 +1,250 @@
+"""`GraphBuilder`: nodes and initializers of an ONNX graph, in the numbers that were decided on.
+
+`graph.py` says what is computed, `numerics.py` in which numbers; here the two meet, so that the
+description of the network knows nothing of casts, scales and zero points.
+
+Weights of linear maps are stored transposed, (in, out), because MatMul takes them that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cofi_deploy.export.numerics import Numerics, Range
+
+Array = npt.NDArray[Any]
+Computed = Literal["fp32", "fp16"]
+# Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
+Pick = Callable[[str, str], str]
+
+_DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}
+_ONNX_TYPES: dict[Computed, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+_INT8_MAX, _UINT8_MAX = 127, 255
+
+
+class GraphBuilder:
+    """Collects nodes and initializers; each method returns the name of the tensor it adds."""
+
+    def __init__(self, weights: Mapping[str, Array], *, opset: int, numerics: Numerics) -> None:
+        """Take fp32 weights by their names."""
+        self.weights = weights
+        self.opset = opset
+        self.numerics = numerics
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._usual: Computed = "fp16" if numerics.precision == "fp16" else "fp32"
+        self._computed: Computed = self._usual
+        self._is_exact = False
+        self._tensors: set[str] = set()
+
+    @contextmanager
+    def in_fp32(self) -> Iterator[None]:
+        """What is added inside is stored and computed in fp32."""
+        before = self._computed, self._is_exact
+        self._computed, self._is_exact = "fp32", True
+        try:
+            yield
+        finally:
+            self._computed, self._is_exact = before
+
+    def sublayer(self, name: str) -> AbstractContextManager[None]:
+        """What is added inside is computed in fp32 where ``name`` is listed for it."""
+        is_listed = name in self.numerics.fp32_sublayers
+        return self.in_fp32() if is_listed else nullcontext()
+
+    def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output; both are called ``name``."""
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def once(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node, unless it is there already."""
+        if name in self._tensors:
+            return name
+        self._tensors.add(name)
+        return self.node(op, inputs, name, **attributes)
+
+    def constant(self, name: str, value: Array) -> str:
+        """Add an initializer; the same name must stand for the same value."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
+        return name
+
+    def number(self, name: str, value: float) -> str:
+        """A scalar of the precision that is computed in."""
+        own_name = name if self._computed == self._usual else f"{name}_{self._computed}"
+        return self.constant(own_name, np.asarray(value, dtype=_DTYPES[self._computed]))
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        """A list of int64, for axes and shapes."""
+        return self.constant(name, np.asarray(values, dtype=np.int64))
+
+    def integer(self, name: str, value: int) -> str:
+        """One int64."""
+        return self.constant(name, np.asarray(value, dtype=np.int64))
+
+    def parameter(self, name: str, *, transpose: bool = False) -> str:
+        """A weight of the model under its own name, in the precision that is computed in."""
+        value = self.weights[name].T if transpose else self.weights[name]
+        return self.constant(name, value.astype(_DTYPES[self._computed]))
+
+    def rows(self, name: str, pick: Pick, output: str, *, plus: str | None = None) -> str:
+        """Rows of a table of embeddings, by ``pick(table, output)``, as numbers to compute with.
+
+        Rows of fewer bits are picked first and become numbers afterwards, so that the table stays
+        as small in memory as on the disk.
+
+        Args:
+            name: Of the table.
+            pick: Adds the node that takes rows out of a table.
+            output: Name of the result.
+            plus: A parameter of one row that is added to all of them.
+        """
+        if self.numerics.precision not in {"bf16", "int8"}:
+            table = self.parameter(name)
+            if plus is not None:
+                # A sum of two constants, which runtimes work out when they open the file.
+                table = self.node("Add", [table, self.parameter(plus)], f"{output}.table")
+            return pick(table, output)
+        stored = output if plus is None else f"{output}.stored"
+        numbers = self._numbers_of_rows(name, pick, stored)
+        if plus is None:
+            return numbers
+        return self.node("Add", [numbers, self.parameter(plus)], output)
+
+    def _numbers_of_rows(self, name: str, pick: Pick, output: str) -> str:
+        if self.numerics.precision == "bf16":
+            stored = self._bfloat16(name, self.weights[name])
+            return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
+        rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
+        picked = pick(self.constant(name, rows), f"{output}.int8")
+        numbers = self.node("Cast", [picked], f"{output}.numbers", to=TensorProto.FLOAT)
+        scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
+        return self.node("Mul", [numbers, scale], output)
+
+    def linear(self, x: str, module: str, *, output: str | None = None) -> str:
+        """``x @ W.T + b`` over the last axis."""
+        product = self._product(x, module)
+        bias = self.parameter(f"{module}.bias")
+        return self.node("Add", [product, bias], output or f"{module}.out")
+
+    def norm(self, x: str, module: str, eps: float) -> str:
+        """LayerNorm over the last axis, always computed in fp32; gives the usual precision."""
+        x = self._cast(x, "fp32", f"{module}.in_fp32", given=self._computed)
+        with self.in_fp32():
+            inputs = [x, self.parameter(f"{module}.weight"), self.parameter(f"{module}.bias")]
+        out = self.node("LayerNormalization", inputs, f"{module}.out", axis=-1, epsilon=eps)
+        return self._cast(out, self._usual, f"{module}.out_{self._usual}", given="fp32")
+
+    def softmax(self, x: str, name: str) -> str:
+        """Softmax over the last axis, in fp32 where that was decided."""
+        if not self.numerics.fp32_softmax or self._computed == "fp32":
+            return self.node("Softmax", [x], name, axis=-1)
+        x = self._cast(x, "fp32", f"{name}.in_fp32", given=self._computed)
+        out = self.node("Softmax", [x], f"{name}.fp32", axis=-1)
+        return self._cast(out, self._computed, name, given="fp32")
+
+    def enter(self, x: str) -> str:
+        """``x`` of the graph's usual precision in that of this sublayer, converted once."""
+        if self._computed == self._usual:
+            return x
+        return self.once("Cast", [x], f"{x}.{self._computed}", to=_ONNX_TYPES[self._computed])
+
+    def leave(self, x: str) -> str:
+        """``x`` of this sublayer's precision in the graph's usual one."""
+        return self._cast(x, self._usual, f"{x}.{self._usual}", given=self._computed)
+
+    def to_usual(self, x: str, name: str) -> str:
+        """An integer tensor as numbers of the graph's usual precision."""
+        return self.node("Cast", [x], name, to=_ONNX_TYPES[self._usual])
+
+    def _cast(self, x: str, to: Computed, name: str, *, given: Computed) -> str:
+        """Change the precision, where it is another one."""
+        return x if to == given else self.node("Cast", [x], name, to=_ONNX_TYPES[to])
+
+    def _product(self, x: str, module: str) -> str:
+        name, output = f"{module}.weight", f"{module}.product"
+        if module in self.numerics.int8:
+            return self._int8_product(x, module, self.numerics.int8[module])
+        if self.numerics.precision == "bf16" and not self._is_exact:
+            stored = self._bfloat16(name, self.weights[name].T)
+            weight = self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
+        else:
+            weight = self.parameter(name, transpose=True)
+        return self.node("MatMul", [x, weight], output)
+
+    def _int8_product(self, x: str, module: str, limits: Range | None) -> str:
+        """A product of bytes: unsigned inputs, signed weights with one scale for each output."""
+        name, output = f"{module}.weight", f"{module}.product"
+        rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
+        weight = self.constant(name, rows.T)
+        scale = self.constant(f"scales.{name}", scales[:, 0])
+        zeros = self.constant(f"zeros.{name}", np.zeros(len(scales), dtype=np.int8))
+        if limits is None:
+            return self._dynamic_product(x, (weight, scale, zeros), output)
+        x = self._rounded(x, limits)
+        numbers = self.node("DequantizeLinear", [weight, scale, zeros], f"{name}.numbers", axis=1)
+        return self.node("MatMul", [x, numbers], output)
+
+    def _rounded(self, x: str, limits: Range) -> str:
+        """``x`` rounded to 256 steps of a fixed range; runtimes merge this with the product."""
+        scale, zero = affine(limits)
+        names = [self.constant(f"scales.{x}", scale), self.constant(f"zeros.{x}", zero)]
+        bytes_ = self.once("QuantizeLinear", [x, *names], f"{x}.uint8")
+        return self.once("DequantizeLinear", [bytes_, *names], f"{x}.rounded")
+
+    def _dynamic_product(self, x: str, weight: tuple[str, str, str], output: str) -> str:
+        """The order of operations that ONNX Runtime fuses into one."""
+        matrix, scale, zeros = weight
+        outputs = [f"{x}.uint8", f"{x}.scale", f"{x}.zero"]
+        if outputs[0] not in self._tensors:
+            self._tensors.add(outputs[0])
+            name = f"{x}.quantized"
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], outputs, name=name))
+        inputs = [outputs[0], matrix, outputs[2], zeros]
+        sums = self.node("MatMulInteger", inputs, f"{output}.sums")
+        sums = self.node("Cast", [sums], f"{output}.numbers", to=TensorProto.FLOAT)
+        both = self.node("Mul", [outputs[1], scale], f"{output}.scale")
+        return self.node("Mul", [sums, both], output)
+
+    def _bfloat16(self, name: str, value: Array) -> str:
+        """An initializer of the upper 16 bits of fp32 numbers, rounded to nearest, ties to even."""
+        if name not in self.initializers:
+            self.initializers[name] = helper.make_tensor(
+                name, TensorProto.BFLOAT16, value.shape, bfloat16_bits(value).tobytes(), raw=True
+            )
+        return name
+
+
+def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
+    """Signed bytes and scales: ``value`` is about ``bytes * scales``.
+
+    Args:
+        value: Any shape.
+        axis: Along which values share a scale; the scales keep it with size 1.
+    """
+    largest = np.abs(value).max(axis=axis, keepdims=True)
+    scales = np.where(largest > 0, largest / _INT8_MAX, 1.0).astype(np.float32)
+    return np.rint(value / scales).astype(np.int8), scales
+
+
+def affine(limits: Range) -> tuple[Array, Array]:
+    """Scale and zero point that spread a range, widened to hold 0, over unsigned bytes."""
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    scale = max((high - low) / _UINT8_MAX, float(np.finfo(np.float32).tiny))
+    zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
+    return np.asarray(scale, dtype=np.float32), np.asarray(zero, dtype=np.uint8)
+
+
+def bfloat16_bits(value: Array) -> Array:
+    """The bits of bfloat16, as uint16, of finite fp32 numbers."""
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    return (rounded >> np.uint32(16)).astype("<u2")

@@ -1,0 +1,139 @@
+"""Which parts of a graph may leave fp32, decided from the weights and from real text.
+
+Comes in: a model, a precision, rows of text. Goes out: `Numerics`, which `graph.py` obeys.
+fp16: a sublayer whose numbers come near the end of the format's range stays fp32. int8: a matrix
+too thin to gain stays fp32. Next file: `onnx.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+
+from cofi_deploy.arch import Arch
+from cofi_deploy.errors import ExportError
+from cofi_deploy.export.activations import Extremes, Inputs, scan_activations
+from cofi_deploy.export.calibration import Row
+from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
+from cofi_deploy.export.parity import batch_of
+from cofi_deploy.model import CofiPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+FP16_MAX = 65504.0
+# Text that was not looked at may reach further than text that was.
+FP16_HEADROOM = 4.0
+
+# Below this, quantising the input costs what the product gains: measured in ONNX Runtime 1.32
+# (AVX512-VNNI, 128 tokens), fp32 time over int8 time is 0.98 to 1.03 for 384x16 and 16x384, 1.2 to
+# 1.4 for 233x32, 1.8 to 2.8 for 128x233 and 233x437, 3.0 for 768x3072.
+MIN_INT8_SIZE = 32
+
+# Share of the rows of text whose extremes the ranges of int8 must hold.
+KEPT_ROWS = 0.95
+_MANY_ROWS = 100  # below it, no row is an outlier
+
+_OPSET = 17
+_SUBLAYER = re.compile(
+    r"encoder\.(?:embeddings\.project|embeddings|layers\.\d+\.(?:attention|ffn))(?=\.)"
+)
+# What sublayers hand on to each other, in the graph's usual precision.
+_HANDED_ON = (".norm.out", ".project.out")
+
+
+def choose_numerics(
+    model: CofiPreTrainedModel,
+    precision: Precision,
+    rows: Sequence[Row],
+    *,
+    static: bool = True,
+    fp32_softmax: bool = True,
+) -> Numerics:
+    """Decide what is computed in which numbers.
+
+    Args:
+        model: Whose graph will be written.
+        precision: What was asked for.
+        rows: Real text, run through the model at fp16 and at int8.
+        static: At int8, fix the ranges of activations now, so that a text gets the same answer
+            whatever is in its batch. Else they are found at run time, for each batch.
+        fp32_softmax: At fp16; off for runtimes that fuse attention in half precision.
+
+    Raises:
+        ExportError: Numbers that no sublayer in fp32 can save at fp16.
+    """
+    if precision == "fp16":
+        sublayers = _beyond_fp16(model, rows)
+        return Numerics(precision="fp16", fp32_sublayers=sublayers, fp32_softmax=fp32_softmax)
+    if precision == "int8":
+        modules = quantized_modules(model.arch)
+        ranges = _input_ranges(model, rows) if static else {}
+        return Numerics(precision="int8", int8={name: ranges.get(name) for name in modules})
+    return Numerics(precision=precision)
+
+
+def quantized_modules(arch: Arch) -> list[str]:
+    """Linear maps of the layers that are wide enough to gain from int8."""
+    modules: list[str] = []
+    for index, layer in enumerate(arch.layers):
+        attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
+        if min(arch.hidden, layer.heads * arch.head_size) >= MIN_INT8_SIZE:
+            modules += [f"{attention}.{part}" for part in ("query", "key", "value", "output")]
+        if min(arch.hidden, layer.ffn) >= MIN_INT8_SIZE:
+            modules += [f"{ffn}.up", f"{ffn}.down"]
+    return modules
+
+
+def _beyond_fp16(model: CofiPreTrainedModel, rows: Sequence[Row]) -> frozenset[str]:
+    """Sublayers with a weight or an activation that fp16 cannot hold safely."""
+    scanned = scan_activations(_exact_graph(model), _one_by_one(rows))
+    largest = {name: extremes.magnitude for name, extremes in scanned.items()}
+    for name, tensor in model.state_dict().items():
+        if ".norm." not in name:
+            largest[name] = float(tensor.abs().max())
+    beyond: set[str] = set()
+    for name, magnitude in largest.items():
+        sublayer = _SUBLAYER.match(name)
+        if sublayer is None or magnitude * FP16_HEADROOM <= FP16_MAX:
+            continue
+        if name.endswith(_HANDED_ON):
+            raise ExportError(
+                f"{name!r} reaches {magnitude:.3g}, fp16 ends at {FP16_MAX:.0f} and sublayers "
+                "hand their results on in it; export at --precision bf16 or fp32"
+            )
+        if sublayer[0] not in beyond:
+            logger.warning("%s stays fp32: %s reaches %.3g", sublayer[0], name, magnitude)
+        beyond.add(sublayer[0])
+    return frozenset(beyond)
+
+
+def _input_ranges(model: CofiPreTrainedModel, rows: Sequence[Row]) -> dict[str, Range]:
+    """Range of the input of every linear map, by the map's name."""
+    proto = _exact_graph(model)
+    scanned = scan_activations(proto, _one_by_one(rows))
+    inputs = {
+        node.name.removesuffix(".product"): node.input[0]
+        for node in proto.graph.node
+        if node.name.endswith(".product") and node.op_type == "MatMul"
+    }
+    return {module: _range(scanned[name]) for module, name in inputs.items() if name in scanned}
+
+
+def _range(extremes: Extremes) -> Range:
+    """All but the most extreme rows: one outlier would coarsen the steps of every other value."""
+    kept = KEPT_ROWS if len(extremes.low) >= _MANY_ROWS else 1.0
+    low = np.quantile(extremes.low, 1.0 - kept)
+    return float(low), float(np.quantile(extremes.high, kept))
+
+
+def _exact_graph(model: CofiPreTrainedModel) -> onnx.ModelProto:
+    return onnx_from_model(model, opset=_OPSET, numerics=FP32)
+
+
+def _one_by_one(rows: Sequence[Row]) -> Iterator[Inputs]:
+    return (batch_of([row]) for row in rows)

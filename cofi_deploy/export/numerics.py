@@ -1,0 +1,68 @@
+"""In which numbers a graph is stored and computed: what `graph.py` is told.
+
+Decided in `lossy.py` from the weights and from what real text does to the model; the builder of
+nodes, `graph_builder.py`, obeys it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from cofi_deploy.errors import ConfigError
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Range = tuple[float, float]  # smallest and largest value of a tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """The numbers of one graph.
+
+    ``fp32``: all of it. ``fp16``: matrix products and activations are half precision. ``bf16``:
+    weights are stored in half the space and computed on in fp32. ``int8``: tables of embeddings
+    are stored as bytes with one scale for each row, and the products named in ``int8`` are
+    computed on bytes. LayerNorm, the task's head and the outputs are fp32 in each of them.
+
+    Attributes:
+        precision: See above.
+        fp32_sublayers: Of an fp16 graph: `encoder.layers.<n>.attention`, `.ffn` or
+            `encoder.embeddings` where the numbers go beyond fp16.
+        fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
+        int8: Names of linear maps; each with the range of its input, or None to find the range
+            of every batch at run time.
+    """
+
+    precision: Precision = "fp32"
+    fp32_sublayers: frozenset[str] = frozenset()
+    fp32_softmax: bool = False
+    int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `export.json` says beyond the name of the precision."""
+        if self.precision == "fp16":
+            return {"fp32_sublayers": sorted(self.fp32_sublayers)}
+        if self.precision != "int8":
+            return {}
+        if not self.int8:
+            return {"int8_products": 0}
+        is_static = None not in self.int8.values()
+        activations = "static" if is_static else "dynamic"
+        return {"int8_products": len(self.int8), "int8_activations": activations}
+
+
+FP32 = Numerics()
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a name that is none of ours.
+
+    Raises:
+        ConfigError: Names those that are allowed.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")

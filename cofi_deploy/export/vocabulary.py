@@ -1,0 +1,100 @@
+"""The vocabulary cut to what a task's text needs, and the table of word embeddings with it.
+
+At 95 % sparsity this table is nine tenths of a model. Comes in: source, model, text. Goes out: the
+same two with a smaller tokenizer and table; on the text they answer exactly as before, because it
+is split into the same pieces, with the same rows. Other words are split into smaller pieces.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cofi_deploy.errors import ConfigError, ExportError
+from cofi_deploy.export.calibration import CalibrationText
+from cofi_deploy.export.manifest import Source
+from cofi_deploy.export.tokenizer_cut import cut_tokenizer
+from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
+
+logger = logging.getLogger(__name__)
+
+# Share of the vocabulary that stays in any case, the most common pieces first: text that was not
+# seen has other words, too. Measured on 1,500 unseen tweets with a MiniLM at 95 %: with the pieces
+# of 3,240 training tweets alone (a third of the vocabulary) 2.2 % of the predictions change, with
+# half of it 0.9 %, with two thirds 0.6 %.
+KEPT_SHARE = 0.5
+
+_TABLE = "encoder.embeddings.word.weight"
+_TEXTS_AT_ONCE = 4096
+
+
+def shrink_vocabulary(
+    source: Source, model: CofiPreTrainedModel, text: CalibrationText | None
+) -> tuple[Source, CofiPreTrainedModel]:
+    """Cut tokenizer and word embeddings to what ``text`` needs.
+
+    Raises:
+        ConfigError: No text, or a tokenizer that cannot be cut.
+        ExportError: A text would be split otherwise than before.
+    """
+    if text is None:
+        raise ConfigError(
+            "--shrink-embeddings needs the text of the task, to keep what it is made of; export a "
+            "model that lies in its run directory, or give --calibration FILE"
+        )
+    texts = list(dict.fromkeys(part for pair in text.texts for part in pair if part is not None))
+    used = {i for ids in _encode(source.tokenizer, texts) for i in ids}
+    used.add(model.arch.pad_token_id)
+    common = int(KEPT_SHARE * len(source.tokenizer))
+    tokenizer, old_ids = cut_tokenizer(source.tokenizer, used, common=common)
+    _check_same_pieces(source.tokenizer, tokenizer, old_ids, texts)
+    small = _with_rows(model, old_ids)
+    logger.info(
+        "vocabulary cut from %d to %d pieces, of which %d occur in the %s",
+        model.arch.vocab_size,
+        len(old_ids),
+        len(used),
+        text.source,
+    )
+    return replace(source, arch=small.arch, tokenizer=tokenizer), small
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of each text, special tokens included, of whatever length."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        batch = list(texts[start : start + _TEXTS_AT_ONCE])
+        yield from tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _check_same_pieces(
+    before: PreTrainedTokenizerBase,
+    after: PreTrainedTokenizerBase,
+    old_ids: Sequence[int],
+    texts: Sequence[str],
+) -> None:
+    pairs = zip(texts, _encode(before, texts), _encode(after, texts), strict=True)
+    for text, expected, got in pairs:
+        if expected != [old_ids[i] for i in got]:
+            raise ExportError(
+                f"the cut vocabulary splits {text[:80]!r} otherwise than the whole one; "
+                "export without --shrink-embeddings"
+            )
+
+
+def _with_rows(model: CofiPreTrainedModel, old_ids: Sequence[int]) -> CofiPreTrainedModel:
+    """The model with these rows of its word embeddings, in this order."""
+    arch = replace(
+        model.arch,
+        vocab_size=len(old_ids),
+        pad_token_id=old_ids.index(model.arch.pad_token_id),
+    )
+    config = CofiConfig(**{**model.config.to_dict(), "arch": arch.to_json()})
+    small = build(config)
+    weights = model.state_dict()
+    small.load_state_dict({**weights, _TABLE: weights[_TABLE][torch.tensor(old_ids)]})
+    small.train(False)
+    return small

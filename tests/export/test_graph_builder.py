@@ -1,0 +1,53 @@
+"""Rounding to few bits: within half a step, zero stays zero, and the bits are those of torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cofi_deploy.export.graph_builder import affine, bfloat16_bits, quantized
+
+NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+MATRICES = arrays(np.float32, (3, 5), elements=NUMBERS)
+
+
+@given(MATRICES)
+def test_signed_bytes_are_within_half_a_step_of_each_rows_own_scale(values):
+    rows, scales = quantized(values, axis=1)
+    assert rows.dtype == np.int8
+    assert scales.shape == (3, 1)
+    assert np.abs(rows.astype(int)).max() <= 127
+    error = np.abs(rows * scales - values)
+    assert (error <= 0.501 * scales).all()
+
+
+def test_a_row_of_zeros_stays_zero():
+    rows, scales = quantized(np.zeros((2, 4), np.float32), axis=1)
+    assert not rows.any()
+    assert (scales == 1.0).all()
+
+
+@given(st.tuples(NUMBERS, NUMBERS).map(sorted))
+def test_unsigned_bytes_hold_the_range_and_zero_exactly(limits):
+    scale, zero = affine(tuple(limits))
+    assert (scale.dtype, zero.dtype) == (np.float32, np.uint8)
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    assert (0 - float(zero)) * scale <= low + 0.51 * scale
+    assert (255 - float(zero)) * scale >= high - 0.51 * scale
+
+
+@given(arrays(np.float32, 20, elements=st.floats(-(2.0**127), 2.0**127, width=32)))
+def test_bfloat16_is_rounded_like_torch_does(values):
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+    np.testing.assert_array_equal(bfloat16_bits(values).view(np.int16), expected)
+
+
+@pytest.mark.parametrize("limits", [(0.0, 0.0), (-1.0, -1.0), (2.0, 2.0)])
+def test_a_range_without_width_has_a_scale(limits):
+    scale, zero = affine(limits)
+    assert scale > 0
+    assert 0 <= zero <= 255
