@@ -15,6 +15,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import Literal
 
+from cofi_deploy.openvino_core import openvino_core
+
 State = Literal["ready", "missing", "broken"]
 
 
@@ -145,8 +147,8 @@ def _one_node_model() -> bytes:
     return model
 
 
-def _openvino(openvino: ModuleType) -> str:
-    core = openvino.Core()
+def _openvino(_: ModuleType) -> str:
+    core = openvino_core()
     devices = [
         f"{device} ({core.get_property(device, 'FULL_DEVICE_NAME')})"
         for device in core.available_devices

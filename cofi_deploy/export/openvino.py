@@ -37,6 +37,7 @@ from cofi_deploy.export.parity import (
     largest_value,
 )
 from cofi_deploy.export.text_parity import check_answers
+from cofi_deploy.openvino_core import openvino_core
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,7 @@ def openvino_infer(path: Path, *, bf16: bool = False) -> Infer:
     Raises:
         ExportError: OpenVINO refuses the file.
     """
-    openvino = _import_openvino()
-    core = openvino.Core()
+    core = openvino_core()
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         logger.warning("this processor has no bf16: %s is compared with PyTorch at fp32", path.name)
         bf16 = False

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cofi_deploy.errors import MissingDependencyError, RunnerError
 from cofi_deploy.kinds import is_per_token
+from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -52,12 +53,11 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
         RunnerError: Another format, or a precision that artifact or processor does not have.
     """
     try:
-        import openvino  # noqa: PLC0415 - optional
+        core = openvino_core()
     except ImportError as error:
         raise MissingDependencyError("openvino", "openvino", "runtime 'openvino'") from error
 
     manifest, path = open_export(artifact, settings.runtime, "openvino", ".xml")
-    core = openvino.Core()
     precision = settings.precision or manifest.precision
     check_precision(settings.runtime, precision, _COMPUTED[manifest.precision])
     if precision == "bf16" and "BF16" not in core.get_property(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from cofi_deploy.export.openvino import export_openvino, openvino_infer
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import TASK_KINDS, output_names
 from cofi_deploy.loading import load
+from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.runner import open_runner
 
 WIDE = {"layers": (LayerArch(heads=4, ffn=64),) * 3, "hidden": 32}  # what int8 gains from
@@ -51,7 +53,7 @@ def test_dense_checkpoint_and_an_encoder_without_layers_convert(
 def test_weights_stay_fp32_and_metadata_says_what_the_model_is(write_model, tmp_path):
     model_dir = write_model()
     directory = export_openvino(model_dir, tmp_path / "openvino")
-    ir = openvino.Core().read_model(directory / "openvino_model.xml")
+    ir = openvino_core().read_model(directory / "openvino_model.xml")
     types = {op.get_element_type() for op in ir.get_ops() if op.get_type_name() == "Constant"}
     assert openvino.Type.f16 not in types
     info = {key: ir.get_rt_info(["cofi_deploy", key]).value for key in ("arch", "task_kind")}
@@ -113,7 +115,7 @@ def test_a_missing_package_names_the_install_line(write_model, tmp_path, monkeyp
 
 def test_int8_products_are_computed_on_bytes(write_model, tmp_path):
     directory = export_openvino(write_model(**WIDE), tmp_path / "int8", precision="int8")
-    compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU")
+    compiled = openvino_core().compile_model(directory / "openvino_model.xml", "CPU")
     info = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
     products = [item for item in info if item["layerType"].astype(str) == "FullyConnected"]
     on_bytes = [item for item in products if item["runtimePrecision"].astype(str) == "u8"]
@@ -130,7 +132,7 @@ def test_bf16_is_compared_at_fp32_where_the_processor_lacks_it(
                 ["FP32"] if "OPTIMIZATION_CAPABILITIES" in names else super().get_property(*names)
             )
 
-    monkeypatch.setattr(openvino, "Core", OldCore)
+    monkeypatch.setattr(exporter, "openvino_core", OldCore)
     export_openvino(write_model(), tmp_path / "openvino", precision="bf16")
     assert "this processor has no bf16: openvino_model.xml is compared" in caplog.text
 
@@ -149,7 +151,7 @@ def test_a_fixed_shape_pads_what_is_smaller_and_splits_what_is_larger(
     model_dir = write_model(kind, **WIDE)
     fixed = export_openvino(model_dir, tmp_path / "fixed", shape=(2, 24), precision=precision)
     free = export_openvino(model_dir, tmp_path / "free", precision=precision)
-    ir = openvino.Core().read_model(fixed / "openvino_model.xml")
+    ir = openvino_core().read_model(fixed / "openvino_model.xml")
     assert list(ir.input("input_ids").shape) == [2, 24]
     with (
         open_runner(fixed, "openvino", threads=1) as runner,
@@ -192,3 +194,28 @@ def test_a_static_graph_that_answers_otherwise_is_refused(write_model, tmp_path,
     monkeypatch.setattr(exporter, "openvino_infer", altered)
     with pytest.raises(ExportError, match=r"graph of shape 2x16 differs from the dynamic one by 5"):
         export_openvino(write_model(), tmp_path / "fixed", shape=(2, 16))
+
+
+def test_ctrl_c_is_no_segmentation_fault_behind_graphs_that_go_in_any_order(write_model, tmp_path):
+    export_openvino(write_model(), tmp_path / "any")
+    export_openvino(write_model(), tmp_path / "one", shape=(2, 16))
+    script = """
+import os, pathlib, signal, sys
+from cofi_deploy.export.openvino import openvino_infer
+first, second = (
+    openvino_infer(pathlib.Path(path) / "openvino_model.xml") for path in sys.argv[1:]
+)
+del first
+del second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("alive")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "any"), str(tmp_path / "one")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n")

@@ -11,6 +11,8 @@ from cofi_deploy.errors import RunnerError
 from cofi_deploy.export.calibration import calibration_from_task
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
+from cofi_deploy.openvino_core import openvino_core
+from cofi_deploy.serve import runner_openvino
 from cofi_deploy.serve.accuracy import max_abs_logit_diff
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.runner import availability, open_runner
@@ -30,8 +32,8 @@ def runtime(request):
 
 def needs_bf16(runtime, precision):
     if runtime == "openvino" and precision == "bf16":
-        openvino = pytest.importorskip("openvino")
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.importorskip("openvino")
+        if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             pytest.skip("this processor has no bf16")
 
 
@@ -67,7 +69,7 @@ def test_a_bf16_export_is_refused_or_run_in_fp32_where_the_processor_lacks_it(
         def get_property(self, *names):
             return ["FP32"]
 
-    monkeypatch.setattr(openvino, "Core", OldCore)
+    monkeypatch.setattr(runner_openvino, "openvino_core", OldCore)
     words = "precision is 'bf16', but this processor has no bf16 (AVX512-BF16 or AMX); use 'fp32'"
     with pytest.raises(RunnerError, match=re.escape(words)):
         open_runner(directory, "openvino", threads=1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cofi_deploy.errors import ArtifactError, EnvironmentProblem, RunnerError, UsageError
+from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.runner import RUNTIMES, availability, open_runner, physical_cores
 
@@ -119,8 +120,8 @@ def test_a_precision_that_the_artifact_lacks_is_refused(runtime, message, pruned
 
 
 def test_openvino_computes_bf16_only_where_the_processor_does(pruned):
-    openvino = pytest.importorskip("openvino")
-    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    pytest.importorskip("openvino")
+    has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if has_bf16:
         with open_runner(pruned.artifacts["openvino"], "openvino", precision="bf16") as runner:
             assert runner.precision == "bf16"
