@@ -268,7 +268,7 @@ def _guess(bench: Bench, kind: Kind, model: str) -> float:
 def _ratio(dense: Sequence[float], pruned: Sequence[float]) -> Row:
     logs = np.log(np.asarray(pruned) / np.asarray(dense))
     low = high = None
-    if len(logs) > 1:
+    if len(logs) > 2:  # two leave one degree of freedom: an interval without meaning
         half = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs)
         low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
     return {"speedup": float(np.exp(logs.mean())), "speedup_low": low, "speedup_high": high}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+FEWEST_SEARCHES = 3  # that give an interval
 
 _FAULTS = {
     "malformed": "{malformed:,} malformed requests of {kinds} kinds among them",
@@ -42,10 +43,17 @@ def _highest(rows: Sequence[Row], document: Mapping[str, Any]) -> str:
     for dense, pruned in _pairs(rows):
         lines.append(
             f"| {_requests(dense, document)} | {_held(dense)} | {_held(pruned)} | "
-            f"{pruned['speedup']:.1f}x ({pruned['speedup_low']:.1f} to "
-            f"{pruned['speedup_high']:.1f}) |"
+            f"{_times_dense(pruned)} |"
         )
     return "\n".join(lines)
+
+
+def _times_dense(row: Row) -> str:
+    """The ratio; with its interval where there are enough searches to speak of one."""
+    searches = len(row["found_per_s"])
+    if searches < FEWEST_SEARCHES:
+        return f"{row['speedup']:.1f}x ({searches} searches)"
+    return f"{row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
 
 
 def _closed(rows: Sequence[Row]) -> str:
@@ -132,8 +140,9 @@ def _conditions(document: Mapping[str, Any]) -> str:
     wrong = sum(row["wrong"] for row in loads)
     return (
         f"{machine['cpu']}, {machine['cores']} cores, shared by server and generator (at most "
-        f"{busiest:.2f} of them for it); {first['instances']} instance of {first['threads']} "
-        f"threads, {first['precision']}, Triton's {first['backend']} backend, onnxruntime "
-        f"{versions['onnxruntime']}. The same path holds {max(ceiling, default=0):.0f} per second "
-        f"with a model that computes next to nothing. Wrong answers: {wrong} of {asked:,}."
+        f"{busiest:.2f} of them for it); {first['instances']} instance on "
+        f"{first['threads'] or 'all'} cores, {first['precision']}, Triton's {first['backend']} "
+        f"backend, onnxruntime {versions['onnxruntime']}. The same path holds "
+        f"{max(ceiling, default=0):.0f} per second with a model that computes next to nothing. "
+        f"Wrong answers: {wrong} of {asked:,}."
     )

@@ -155,8 +155,9 @@ def test_a_ratio_comes_with_the_interval_of_its_searches():
     assert ratio["speedup_high"] == pytest.approx(11.0 * np.exp(half), rel=1e-4)
 
 
-def test_one_search_gives_no_interval():
-    assert rates._ratio([10.0], [50.0]) == {
+@pytest.mark.parametrize("searches", [1, 2])
+def test_one_search_or_two_give_no_interval(searches):
+    assert rates._ratio([10.0] * searches, [50.0] * searches) == {
         "speedup": pytest.approx(5.0),
         "speedup_low": None,
         "speedup_high": None,
@@ -217,6 +218,7 @@ RESULT = {
             speedup=10.2,
             speedup_low=9.44,
             speedup_high=11.06,
+            found_per_s=[318.0, 320.0, 322.0],
         ),
         fault("malformed", malformed=10_000, kinds=89),
         fault("stub_killed", lost=3, held=False),
@@ -240,6 +242,11 @@ def test_the_tables_say_what_the_result_file_says():
     assert "(at most 0.11 of them for it)" in lines[-1]
     assert "The same path holds 2346 per second" in lines[-1]
     assert lines[-1].endswith("Wrong answers: 0 of 6,000.")
+
+
+def test_a_ratio_of_two_searches_is_told_as_such():
+    row = {"speedup": 6.54, "speedup_low": 0.1, "speedup_high": 900.0, "found_per_s": [1.0, 2.0]}
+    assert load_script("triton_table")._times_dense(row) == "6.5x (2 searches)"
 
 
 def test_every_kind_of_malformed_request_has_a_name_of_its_own():
