@@ -35,7 +35,8 @@ def _highest(rows: Sequence[Row], document: Mapping[str, Any]) -> str:
         return ""
     lines = [
         f"Requests per second, arriving at random, with 99 % answered within "
-        f"{rows[0]['limit_ms']:g} ms (the p99 seen); times dense with its 95 % interval:",
+        f"{rows[0]['limit_ms']:g} ms (the p99 seen, and of how many); times dense with its 95 % "
+        "interval:",
         "",
         "| requests | dense | pruned | times dense |",
         "|---|---|---|---|",
@@ -51,6 +52,8 @@ def _highest(rows: Sequence[Row], document: Mapping[str, Any]) -> str:
 def _times_dense(row: Row) -> str:
     """The ratio; with its interval where there are enough searches to speak of one."""
     searches = len(row["found_per_s"])
+    if row["speedup"] is None:
+        return "one of them holds nothing"
     if searches < FEWEST_SEARCHES:
         return f"{row['speedup']:.1f}x ({searches} searches)"
     return f"{row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
@@ -69,7 +72,19 @@ def _closed(rows: Sequence[Row]) -> str:
     ]
     for dense, pruned in _pairs(chosen):
         lines.append(f"| {dense['clients']} | {_load(dense)} | {_load(pruned)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _most(chosen)])
+
+
+def _most(rows: Sequence[Row]) -> str:
+    """What each model holds when nobody waits for an answer in time."""
+    most = {
+        model: max((row["sequences_per_s"] for row in rows if row["model"] == model), default=0.0)
+        for model in ("dense", "pruned")
+    }
+    return (
+        f"At most, whatever the latency: {most['dense']:.0f} per second dense, "
+        f"{most['pruned']:.0f} pruned."
+    )
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -90,7 +105,7 @@ def _requests(row: Row, document: Mapping[str, Any]) -> str:
 
 
 def _held(row: Row) -> str:
-    return f"{row['sequences_per_s']:.0f} ({row['p99_ms']:.0f} ms)"
+    return f"{row['sequences_per_s']:.0f} ({row['p99_ms']:.0f} ms of {row['examples']:,})"
 
 
 def _load(row: Row) -> str:

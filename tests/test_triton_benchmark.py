@@ -164,6 +164,11 @@ def test_one_search_or_two_give_no_interval(searches):
     }
 
 
+def test_a_model_that_holds_nothing_has_no_ratio():
+    nothing = {"speedup": None, "speedup_low": None, "speedup_high": None}
+    assert rates._ratio([10.0, 0.0, 9.0], [50.0, 50.0, 50.0]) == nothing
+
+
 def test_the_script_says_what_it_takes():
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "triton_serving.py"), "--dense", "x"],
@@ -191,6 +196,7 @@ def measured(model: str, kind: str, **values: Any) -> dict[str, Any]:
         **{"p50_ms": 12.34, "p95_ms": 40.4, "p99_ms": 48.6},
         "mean_batch_size": 1.25,
         "sent": 1000,
+        "examples": 600,
         "wrong": 0,
         "generator_cores": 0.11,
         **values,
@@ -231,7 +237,7 @@ def test_the_tables_say_what_the_result_file_says():
     lines = load_script("triton_table").triton_table(RESULT).splitlines()
     assert [line for line in lines if line.startswith("| ")] == [
         "| requests | dense | pruned | times dense |",
-        "| token ids, 128 tokens | 31 (49 ms) | 320 (49 ms) | 10.2x (9.4 to 11.1) |",
+        "| token ids, 128 tokens | 31 (49 ms of 600) | 320 (49 ms of 600) | 10.2x (9.4 to 11.1) |",
         "| clients | dense: per second | p50 / p95 / p99 ms | mean batch "
         "| pruned: per second | p50 / p95 / p99 ms | mean batch |",
         "| 8 | 31 | 12 / 40 / 49 | 1.2 | 321 | 5.7 / 40 / 49 | 1.2 |",
@@ -239,6 +245,7 @@ def test_the_tables_say_what_the_result_file_says():
         "| 10,000 malformed requests of 89 kinds among them | 4,321 | 0 | 0 | yes |",
         "| kill -9 of the model's Python process, server started again | 4,321 | 0 | 3 | **no** |",
     ]
+    assert "At most, whatever the latency: 31 per second dense, 321 pruned." in lines
     assert "(at most 0.11 of them for it)" in lines[-1]
     assert "The same path holds 2346 per second" in lines[-1]
     assert lines[-1].endswith("Wrong answers: 0 of 6,000.")

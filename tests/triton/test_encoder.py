@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,8 @@ CASES = {
 def test_requests_of_all_lengths_merge_and_bad_ones_fail_alone(
     kind, options, write_model, tmp_path, serve_repository
 ):
+    # Long enough for others to join, however busy the machine is.
+    options = replace(options, max_queue_delay_us=20_000)
     write_models(tmp_path / "models", write_model(kind), name="tiny", options=options)
     server = serve_repository(tmp_path / "models")
     client = grpc.InferenceServerClient(server.grpc_address)
