@@ -53,7 +53,7 @@ def main() -> None:
 @click.option(
     "--task",
     help="cola sst2 mrpc stsb qqp mnli qnli rte squad squad_v2, or "
-    "text-classification / text-regression with --data.",
+    "text-classification, text-regression, token-classification, question-answering with --data.",
 )
 @click.option(
     "--model",
@@ -67,14 +67,16 @@ def main() -> None:
     help="Local files of a GLUE or SQuAD task, in their official layout.",
 )
 @click.option(
-    "--data", help="Your own data: a file or folder (csv, tsv, json, parquet) or a hub id."
+    "--data",
+    help="Your own data: a file or folder (csv, tsv, json, parquet, conll) or a hub id.",
 )
 @click.option(
     "--column",
     "columns",
     multiple=True,
     metavar="ROLE=NAME",
-    help="Column of --data for text, text_pair, label or id; repeatable.",
+    help="Column of --data for text, text_pair, label or id (tokens and tags; question, context "
+    "and answers); repeatable.",
 )
 @click.option("--sparsity", type=float, help="Share of the encoder to prune.  [default: 0.95]")
 @click.option("--sparsities", help="Several models from one run: 0.6,0.8,0.9,0.95")
@@ -247,7 +249,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 @click.option("--limit", type=int, help="Score only so many examples.")
 @click.option("--task", help="Task, for two models that lie in no run.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Local files of --task.")
-@click.option("--data", help="Your own data, for --task text-classification or text-regression.")
+@click.option("--data", help="Your own data, for a --task that is not of GLUE or SQuAD.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -13,13 +13,11 @@ from cofi_deploy.errors import ConfigError, did_you_mean
 GLUE_NAMES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 SQUAD_NAMES = ("squad", "squad_v2")
 TEXT_NAMES = ("text-classification", "text-regression")
-TASK_NAMES = (*GLUE_NAMES, *SQUAD_NAMES, *TEXT_NAMES)
-
-_NOT_YET = {
-    "token-classification": "tagging tokens is not supported yet",
-    "question-answering": "for questions of your own use 'squad' or 'squad_v2' with --data-dir "
-    "on files in SQuAD's JSON layout",
-}
+TOKEN_NAME = "token-classification"
+QUESTION_NAME = "question-answering"
+# Tasks on the user's own data.
+OWN_NAMES = (*TEXT_NAMES, TOKEN_NAME, QUESTION_NAME)
+TASK_NAMES = (*GLUE_NAMES, *SQUAD_NAMES, *OWN_NAMES)
 
 
 def check_task_arguments(
@@ -30,11 +28,9 @@ def check_task_arguments(
     Raises:
         ConfigError: Names what is allowed, and the nearest of it.
     """
-    if name in _NOT_YET:
-        raise ConfigError(f"task {name!r}: {_NOT_YET[name]}; supported: {', '.join(TASK_NAMES)}")
     if name not in TASK_NAMES:
         raise ConfigError(f"unknown task {name!r}, {did_you_mean(name, TASK_NAMES)}")
-    if name in TEXT_NAMES:
+    if name in OWN_NAMES:
         if not data:
             raise ConfigError(f"task {name!r} needs --data: a file, a folder or a hub data set id")
         if data_dir is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from cofi_deploy.tasks.metrics import accuracy
 from cofi_deploy.tasks.sequence import SequenceTask
 from cofi_deploy.tasks.squad import QuestionTask
 from cofi_deploy.tasks.squad_metric import squad_scores
+from cofi_deploy.tasks.token_metric import Tags, sentence_counts
+from cofi_deploy.tasks.tokens import TokenTask
 
 RESAMPLES = 1000
 
@@ -105,7 +108,16 @@ def _metric(
     if isinstance(task, QuestionTask):
         scores = _answer_scores(task, examples, predictions)
         return lambda chosen: float(scores[chosen].mean())
+    if isinstance(task, TokenTask):
+        gold_tags = [example.tags for example in examples]
+        counts = sentence_counts(cast("Sequence[Tags]", predictions), gold_tags, task.labels)
+        return lambda chosen: _f1(counts[chosen].sum(axis=0))
     return None
+
+
+def _f1(counts: npt.NDArray[np.int64]) -> float:
+    right, predicted, gold = counts.tolist()
+    return 2.0 * right / (predicted + gold) if predicted + gold else 0.0
 
 
 def _answer_scores(

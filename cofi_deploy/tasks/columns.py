@@ -53,7 +53,7 @@ def choose_columns(found: Sequence[str], given: Mapping[str, str], origin: str) 
     Raises:
         ConfigError: an unknown role, a named column that is not there, or nothing obvious.
     """
-    _check_given(found, given, origin)
+    _check_given(found, given, ROLES, origin)
     lower = {name.lower(): name for name in reversed(found)}
     label = given.get("label") or _first(LABELS, lower)
     text, pair = given.get("text"), given.get("text_pair")
@@ -71,16 +71,50 @@ def choose_columns(found: Sequence[str], given: Mapping[str, str], origin: str) 
     return Columns(text, pair, label, given.get("id") or lower.get("id"))
 
 
-def _check_given(found: Sequence[str], given: Mapping[str, str], origin: str) -> None:
+def choose_roles(
+    found: Sequence[str],
+    given: Mapping[str, str],
+    usual: Mapping[str, Sequence[str]],
+    origin: str,
+) -> dict[str, str]:
+    """One column for each role: the one that the user named, else the first usual name.
+
+    Args:
+        found: Columns of the table.
+        given: Column names by role, from the user.
+        usual: By role, what its column is usually called; ``id`` may be missing.
+        origin: File or hub split, for error messages.
+
+    Raises:
+        ConfigError: an unknown role, a named column that is not there, or nothing obvious.
+    """
+    _check_given(found, given, tuple(usual), origin)
+    lower = {name.lower(): name for name in reversed(found)}
+    chosen: dict[str, str] = {}
+    for role, names in usual.items():
+        column = given.get(role) or _first(tuple(names), lower)
+        if column is not None:
+            chosen[role] = column
+        elif role != "id":
+            raise ConfigError(
+                f"{origin!r}: no column is obviously the {role} (columns: {', '.join(found)}); "
+                f"name it, as in --column {role}=NAME"
+            )
+    return chosen
+
+
+def _check_given(
+    found: Sequence[str], given: Mapping[str, str], roles: Sequence[str], origin: str
+) -> None:
     problems = [
-        f"unknown role {role!r}, {did_you_mean(role, ROLES)}" for role in given if role not in ROLES
+        f"unknown role {role!r}, {did_you_mean(role, roles)}" for role in given if role not in roles
     ]
     problems += [
         f"{origin!r} has no column {name!r}, {did_you_mean(name, found)}"
         for role, name in given.items()
-        if role in ROLES and name not in found
+        if role in roles and name not in found
     ]
-    used = [name for role, name in given.items() if role in ROLES]
+    used = [name for role, name in given.items() if role in roles]
     twice = sorted({name for name in used if used.count(name) > 1})
     problems += [f"column {name!r} is given two roles" for name in twice]
     if problems:

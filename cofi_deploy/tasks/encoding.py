@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cofi_deploy.tasks.squad_windows import Windows
+    from cofi_deploy.tasks.token_features import WordPlaces
 
 POOL_BATCHES = 50
 TOKENIZER_ROWS = 8192
 MIN_MAX_LENGTH = 8
+# What cross entropy leaves out: padding, special tokens, and tokens within a word.
+IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class EncodedSplit:
         offsets: Where each feature starts; one more entry than features.
         pad_token_id: Fills `input_ids` behind a feature.
         targets: Arrays of one entry per feature, by the name they have in a batch.
+        token_targets: Int arrays of one entry per token, by the name they have in a batch.
         windows: For question answering, which part of which context a feature holds.
+        words: For token classification, which words of which example a feature holds.
     """
 
     name: str
@@ -48,7 +53,9 @@ class EncodedSplit:
     offsets: npt.NDArray[np.int64]
     pad_token_id: int
     targets: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    token_targets: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     windows: Windows | None = None
+    words: WordPlaces | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -71,6 +78,7 @@ class EncodedSplit:
         Returns:
             int64 `input_ids`, `attention_mask`, `token_type_ids` (batch, sequence), and the
             targets of the task: `labels` (batch,), int64 for classes and float32 for scores,
+            int64 `labels` (batch, sequence) for tokens, -100 where there is nothing to learn,
             or int64 `start_positions` and `end_positions` (batch,).
 
         Raises:
@@ -87,6 +95,8 @@ class EncodedSplit:
             "attention_mask": mask.astype(np.int64),
             "token_type_ids": np.where(mask, self.token_type_ids[place], 0).astype(np.int64),
         }
+        for name, values in self.token_targets.items():
+            tensors[name] = np.where(mask, values[place], IGNORED)  # (batch, sequence)
         return tensors | {name: values[rows] for name, values in self.targets.items()}
 
 

@@ -6,7 +6,7 @@ In: a task name and perhaps a data directory. Out: a `QuestionTask`. Next: `squa
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ SQUAD: Mapping[str, SquadSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionTask:
-    """SQuAD 1.1 or 2.0; see `task.Task` for the contract."""
+    """SQuAD 1.1 or 2.0, or data like it; see `task.Task` for the contract."""
 
     name: str
     max_length: int
@@ -123,25 +123,42 @@ def load_squad(
     else:
         train, validation = _file_sources(name, spec, data_dir)
 
-    def divide(examples: Sequence[Example]) -> Indices:
-        size = holdout_size(len(examples), holdout, train.description)
-        articles = [example.group for example in examples]
-        paragraphs = [example.text_pair or "" for example in examples]
-        names = articles if len(set(articles)) >= MIN_ARTICLES else paragraphs
-        number = {text: at for at, text in enumerate(dict.fromkeys(names))}
-        if len(number) < 2:
-            raise DataError(
-                f"{train.description!r} asks all its questions about one paragraph; "
-                "at least two are needed, so that one can be held out"
-            )
-        return pick_groups([number[text] for text in names], size, seed=seed)
-
+    divide = article_divider(train.description, seed=seed, holdout=holdout)
     return QuestionTask(
         name=name,
         max_length=max_length,
         splits=Splits(train, validation, divide),
         no_answers=spec.no_answers,
     )
+
+
+def article_divider(
+    origin: str, *, seed: int, holdout: float | None
+) -> Callable[[Sequence[Example]], Indices]:
+    """The rule by which questions are held out: whole articles, else whole paragraphs.
+
+    Paragraphs where there are fewer than ten articles; no context is ever on both sides.
+
+    Args:
+        origin: Of the training data, for error messages.
+        seed: Of the choice.
+        holdout: Share that is held out; None for the default.
+    """
+
+    def divide(examples: Sequence[Example]) -> Indices:
+        size = holdout_size(len(examples), holdout, origin)
+        articles = [example.group for example in examples]
+        paragraphs = [example.text_pair or "" for example in examples]
+        names = articles if len(set(articles)) >= MIN_ARTICLES else paragraphs
+        number = {text: at for at, text in enumerate(dict.fromkeys(names))}
+        if len(number) < 2:
+            raise DataError(
+                f"{origin!r} asks all its questions about one paragraph; "
+                "at least two are needed, so that one can be held out"
+            )
+        return pick_groups([number[text] for text in names], size, seed=seed)
+
+    return divide
 
 
 def _file_sources(name: str, spec: SquadSpec, data_dir: Path) -> tuple[Source, Source]:

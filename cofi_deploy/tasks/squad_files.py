@@ -21,7 +21,7 @@ class RawQuestion(NamedTuple):
 
     where: str
     article: str
-    context: str
+    context: Any
     fields: Mapping[str, Any]
 
 
@@ -46,7 +46,22 @@ def read_squad_file(path: Path, *, no_answers: bool) -> list[Example]:
             "the file may be cut off, fetch it again"
         ) from error
     problems = Problems(str(path))
-    return examples_from_questions(_questions(content), problems, no_answers=no_answers)
+    return examples_from_questions(questions_of_articles(content), problems, no_answers=no_answers)
+
+
+def questions_of_articles(content: object) -> Iterator[RawQuestion]:
+    """All questions of a file's content.
+
+    Raises:
+        LayoutError: it is not SQuAD's layout.
+    """
+    for at, article in enumerate(_items(content, "data", "the top")):
+        title = str(article.get("title", at))
+        for number, paragraph in enumerate(_items(article, "paragraphs", f"data[{at}]")):
+            place = f"data[{at}].paragraphs[{number}]"
+            context = _text(paragraph, "context", place)
+            for index, fields in enumerate(_items(paragraph, "qas", place)):
+                yield RawQuestion(f"{place}.qas[{index}]", title, context, fields)
 
 
 def examples_from_questions(
@@ -75,20 +90,11 @@ def examples_from_questions(
     return examples
 
 
-def _questions(content: object) -> Iterator[RawQuestion]:
-    for at, article in enumerate(_items(content, "data", "the top")):
-        title = str(article.get("title", at))
-        for number, paragraph in enumerate(_items(article, "paragraphs", f"data[{at}]")):
-            place = f"data[{at}].paragraphs[{number}]"
-            context = _text(paragraph, "context", place)
-            for index, fields in enumerate(_items(paragraph, "qas", place)):
-                yield RawQuestion(f"{place}.qas[{index}]", title, context, fields)
-
-
 def _example(raw: RawQuestion, problems: Problems, *, no_answers: bool) -> Example:
     identifier = _text(raw.fields, "id", raw.where)
     question = _text(raw.fields, "question", raw.where)
-    for column, text in (("question", question), ("context", raw.context)):
+    context = _text({"context": raw.context}, "context", raw.where)
+    for column, text in (("question", question), ("context", context)):
         wrong = text_problem(text)
         if wrong is not None:
             problems.add(raw.where, wrong, column)
@@ -102,7 +108,7 @@ def _example(raw: RawQuestion, problems: Problems, *, no_answers: bool) -> Examp
                 answers.append(answer)
         if not answers and not no_answers and not raw.fields["answers"]:
             problems.add(raw.where, "no answer, which only squad_v2 allows", "answers")
-    return Example(identifier, question, raw.context, None, tuple(answers), raw.article)
+    return Example(identifier, question, context, None, tuple(answers), group=raw.article)
 
 
 def _placed(fields: Mapping[str, Any], raw: RawQuestion) -> Answer | str:

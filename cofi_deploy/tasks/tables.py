@@ -1,4 +1,4 @@
-"""The user's own files as tables: csv, tsv, JSON lines, JSON and parquet.
+"""The user's own files as tables: csv, tsv, JSON lines, JSON, parquet and CoNLL columns.
 
 In: a file. Out: column names and rows as the file has them, each with the words for its place.
 Next: `text.py`.
@@ -17,7 +17,7 @@ from typing import Any
 from cofi_deploy.errors import DataError
 from cofi_deploy.tasks.files import Problems, read_text, text_lines
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def format_of(path: Path) -> str | None:
     """The suffix that says how to read a file, without `.gz`; None if it is none of ours."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
-    suffix = {".ndjson": ".jsonl"}.get(suffix, suffix)
+    suffix = {".ndjson": ".jsonl", ".bio": ".conll", ".iob": ".conll"}.get(suffix, suffix)
     return suffix if suffix in SUFFIXES else None
 
 
@@ -57,7 +57,8 @@ def read_table(path: Path) -> Table:
     """Read one file; lines of csv and tsv are counted from 1, with the header.
 
     csv is comma-separated (semicolons, where the header has only these) with `"` as quote; tsv is
-    split on tabs, and a `"` in it is an ordinary character.
+    split on tabs, and a `"` in it is an ordinary character. A line of a CoNLL file is a word and,
+    last, its tag; an empty line ends a sentence. The table's columns are `tokens` and `tags`.
 
     Raises:
         DataError: unknown suffix, or a file that is not what its suffix says.
@@ -73,6 +74,8 @@ def read_table(path: Path) -> Table:
     if suffix == ".tsv":
         lines = enumerate(text_lines(text), start=1)
         return _separated(path, ((at, line.split("\t")) for at, line in lines))
+    if suffix == ".conll":
+        return _conll(path, text)
     rows = _json_lines(path, text) if suffix == ".jsonl" else _json_rows(path, text)
     return _from_objects(path, rows)
 
@@ -155,6 +158,29 @@ def _json_rows(path: Path, text: str) -> list[Row]:
             problems.add(f"row {at}", f"got a JSON {type(item).__name__}, expected an object")
     problems.raise_if_any()
     return rows
+
+
+def _conll(path: Path, text: str) -> Table:
+    """Sentences of (word, ..., tag) lines; columns are divided by tabs, or else by spaces."""
+    problems = Problems(str(path))
+    rows: list[Row] = []
+    words: list[str] = []
+    tags: list[str] = []
+    first = 0
+    for at, line in enumerate([*text_lines(text), ""], start=1):
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            fields = line.split("\t") if "\t" in line else line.split()
+            if len(fields) < 2:
+                problems.add(f"line {at}", f"got {line!r}, expected a word and its tag")
+                continue
+            first = first or at
+            words.append(fields[0])
+            tags.append(fields[-1].strip())
+        elif words:
+            rows.append(Row(f"line {first}", {"tokens": words, "tags": tags}))
+            words, tags, first = [], [], 0
+    problems.raise_if_any()
+    return Table(str(path), ("tokens", "tags"), rows, {})
 
 
 def _from_objects(path: Path, rows: list[Row]) -> Table:

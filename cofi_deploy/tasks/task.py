@@ -1,7 +1,7 @@
 """What every task offers: labelled splits, tensors for a model, and a score of its answers.
 
-Read `load.py` for how a task is found by its name, `sequence.py` and `squad.py` for the two
-kinds of task, `encoding.py` for the tensors.
+Read `load.py` for how a task is found by its name, `sequence.py`, `tokens.py` and `squad.py` for
+the kinds of task, `encoding.py` for the tensors.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class Example:
         id: Unique in its split.
         text: The sentence; for question answering the question.
         text_pair: The second sentence, or the context of a question.
-        label: A class index, a score, or None for question answering.
+        label: A class index, a score, or None where that is not what is asked for.
         answers: Accepted answers of a question; empty when it has none.
+        words: Of a sentence whose words are tagged; `text` is these with spaces between.
+        tags: Class index of every word.
         group: Examples of one group (an article) are held out together.
     """
 
@@ -54,6 +56,8 @@ class Example:
     text_pair: str | None = None
     label: int | float | None = None
     answers: tuple[Answer, ...] = ()
+    words: tuple[str, ...] = ()
+    tags: tuple[int, ...] = ()
     group: str = ""
 
 
@@ -135,7 +139,7 @@ class Task(Protocol):
         """
 
     def predictions(self, encoded: EncodedSplit, outputs: Outputs) -> list[Hashable]:
-        """One prediction per example: class index, score, or span text.
+        """One prediction per example: class index, score, span text, or a class for each word.
 
         Raises:
             RunnerError: as for `score`.
@@ -247,6 +251,8 @@ def _divided(
 def _update(digest: hashlib._Hash, examples: Sequence[Example] | None) -> None:
     for example in examples or ():
         answers = [(answer.text, answer.start) for answer in example.answers]
-        row = [example.id, example.text, example.text_pair, example.label, answers]
+        row: list[object] = [example.id, example.text, example.text_pair, example.label, answers]
+        if example.words:
+            row += [example.words, example.tags]
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         digest.update(b"\n")

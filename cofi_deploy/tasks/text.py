@@ -1,23 +1,20 @@
 """Text classification and regression on the user's own data.
 
-In: a file, a folder or a hub data set id. Out: a `SequenceTask`. Next: `tables.py` for the
-formats, `columns.py` for the columns, `rows.py` for the checks.
+In: a file, a folder or a hub data set id. Out: a `SequenceTask`. Next: `own_data.py` finds the
+files, `columns.py` the columns, `rows.py` has the checks.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
-from cofi_deploy.errors import ConfigError, DataError, did_you_mean
+from cofi_deploy.errors import DataError
 from cofi_deploy.tasks import metrics
 from cofi_deploy.tasks.columns import Columns, choose_columns
 from cofi_deploy.tasks.division import Indices, holdout_size, pick_stratified
 from cofi_deploy.tasks.files import Problems
-from cofi_deploy.tasks.hub import load_hub_dataset
+from cofi_deploy.tasks.own_data import check_columns, find_tables
 from cofi_deploy.tasks.rows import (
     ColumnNames,
     LabelParser,
@@ -30,26 +27,13 @@ from cofi_deploy.tasks.rows import (
     score_parser,
 )
 from cofi_deploy.tasks.sequence import SequenceTask
-from cofi_deploy.tasks.tables import SUFFIXES, Row, Table, format_of, read_table
+from cofi_deploy.tasks.tables import Table
 from cofi_deploy.tasks.task import Example, Source, Splits
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 TextKind = Literal["text-classification", "text-regression"]
 TEXT_KINDS: tuple[TextKind, ...] = ("text-classification", "text-regression")
 
-TRAIN_NAMES = ("train", "training")
-DEV_NAMES = ("validation", "valid", "val", "dev", "test")
 MIN_ROWS_FOR_SCORE_HINT = 20
-
-
-@dataclass(frozen=True)
-class _Tables:
-    train: Table
-    validation: Table | None
 
 
 def load_text(
@@ -80,10 +64,10 @@ def load_text(
         DataError: files that are missing or bad.
         HubUnreachableError: a hub id without a network and without a cached copy.
     """
-    tables = _find_tables(data)
+    tables = find_tables(data)
     chosen = choose_columns(tables.train.columns, columns, tables.train.origin)
     if tables.validation is not None:
-        _check_columns(tables.validation, chosen)
+        check_columns(tables.validation, (chosen.text, chosen.text_pair, chosen.label))
     classes = kind == "text-classification"
     labels = _label_names(tables.train, chosen) if classes else ()
     parse = (
@@ -113,74 +97,6 @@ def load_text(
         ),
         metrics=metrics.accuracy_and_macro_f1 if classes else metrics.correlations,
     )
-
-
-def _find_tables(data: str) -> _Tables:
-    path = Path(data).expanduser()
-    if path.is_file():
-        return _Tables(read_table(path), None)
-    if path.is_dir():
-        return _folder_tables(path)
-    looks_like_path = data.startswith((".", "/", "~")) or data.count("/") > 1
-    if looks_like_path or format_of(path) is not None:
-        raise DataError(f"--data {data!r} does not exist; give a file, a folder or a hub id")
-    return _hub_tables(data)
-
-
-def _folder_tables(folder: Path) -> _Tables:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and format_of(path))
-    train = _named(files, TRAIN_NAMES) or (files[0] if len(files) == 1 else None)
-    if train is None:
-        listed = ", ".join(path.name for path in files) or "none"
-        raise DataError(
-            f"--data {str(folder)!r}: looked for train with one of {', '.join(SUFFIXES)} (or .gz), "
-            f"found data files: {listed}; name the training file train, or give one file"
-        )
-    dev = _named(files, DEV_NAMES)
-    return _Tables(read_table(train), read_table(dev) if dev is not None else None)
-
-
-def _named(files: Sequence[Path], names: Sequence[str]) -> Path | None:
-    for name in names:
-        matching = [path for path in files if path.name.lower().split(".")[0] == name]
-        if len(matching) > 1:
-            raise DataError(
-                f"{str(matching[0].parent)!r} has {len(matching)} files named {name} "
-                f"({', '.join(path.name for path in matching)}); keep one"
-            )
-        if matching:
-            return matching[0]
-    return None
-
-
-def _hub_tables(dataset_id: str) -> _Tables:
-    way_on = "point --data at a local file or folder"
-    loaded = load_hub_dataset(dataset_id, None, way_on=way_on)
-    if "train" not in loaded:
-        raise DataError(f"{dataset_id!r}: no split 'train', {did_you_mean('train', loaded)}")
-    dev = next((name for name in DEV_NAMES if name in loaded), None)
-    validation = table_from_hub(loaded[dev], f"{dataset_id}[{dev}]") if dev else None
-    return _Tables(table_from_hub(loaded["train"], f"{dataset_id}[train]"), validation)
-
-
-def table_from_hub(dataset: Dataset, origin: str) -> Table:
-    """A hub split as a table; integer labels with known names keep these."""
-    names = {
-        column: tuple(feature.names)
-        for column, feature in dataset.features.items()
-        if getattr(feature, "names", None)
-    }
-    rows = [Row(f"row {at}", dict(values)) for at, values in enumerate(dataset, start=1)]
-    return Table(origin, tuple(dataset.column_names), rows, names)
-
-
-def _check_columns(table: Table, chosen: Columns) -> None:
-    for name in (chosen.text, chosen.text_pair, chosen.label):
-        if name is not None and name not in table.columns:
-            raise ConfigError(
-                f"{table.origin!r} has no column {name!r}, which the train data has; "
-                f"{did_you_mean(name, table.columns)}"
-            )
 
 
 def _label_names(table: Table, chosen: Columns) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import pytest
 
 from cofi_deploy import tasks
 from cofi_deploy.errors import ConfigError
+from cofi_deploy.task_names import OWN_NAMES
 from cofi_deploy.tasks import TASK_NAMES, load_task
 from cofi_deploy.tasks.glue import GLUE
 from cofi_deploy.tasks.squad import SQUAD
@@ -16,8 +17,10 @@ def test_all_names_are_the_promised_ones():
     assert (
         *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"),
         *("squad", "squad_v2", "text-classification", "text-regression"),
+        *("token-classification", "question-answering"),
     ) == TASK_NAMES
-    assert (*GLUE, *SQUAD, *TEXT_KINDS) == TASK_NAMES  # each of them has a loader
+    assert (*GLUE, *SQUAD, *OWN_NAMES) == TASK_NAMES  # each of them has a loader
+    assert OWN_NAMES[:2] == TEXT_KINDS
 
 
 def test_public_names_exist_and_are_sorted():
@@ -30,8 +33,8 @@ def test_public_names_exist_and_are_sorted():
     [
         ("sst", {}, "unknown task 'sst', allowed: cola, sst2, mrpc"),
         ("sst", {}, "did you mean 'sst2'?"),
-        ("token-classification", {"data": "x"}, "tagging tokens is not supported yet; supported: "),
-        ("question-answering", {"data": "x"}, "use 'squad' or 'squad_v2' with --data-dir"),
+        ("token-classification", {}, "task 'token-classification' needs --data"),
+        ("question-answering", {}, "task 'question-answering' needs --data"),
         ("text-classification", {}, "task 'text-classification' needs --data"),
         ("sst2", {"data": "a.csv"}, "task 'sst2' takes neither --data (got 'a.csv')"),
         ("sst2", {"columns": {"text": "t"}}, "nor columns (got {'text': 't'})"),

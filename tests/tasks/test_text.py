@@ -13,7 +13,7 @@ import pytest
 
 from cofi_deploy.errors import ConfigError, DataError
 from cofi_deploy.tasks import load_task
-from cofi_deploy.tasks.text import table_from_hub
+from cofi_deploy.tasks.own_data import table_from_hub
 
 CLASSES = ("dull", "fine", "great")
 ROWS = [(f"film, number {at}", CLASSES[at % 3]) for at in range(30)]

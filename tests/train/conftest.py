@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import load_tokenizer
-from cofi_deploy.tasks import load_task
+from cofi_deploy.tasks import Task, load_task
 from cofi_deploy.train.pipeline import Pipeline
 
 WORDS = ("good", "fine", "great", "bad", "dull", "poor", "a", "the", "film", "plot", "is", "was")
@@ -89,7 +89,7 @@ def tiny_bert(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """GLUE's SST-2 and STS-B and SQuAD, some hundred rows of nonsense each."""
+    """GLUE's SST-2 and STS-B, SQuAD and tagged words, some hundred rows of nonsense each."""
     folder = tmp_path_factory.mktemp("data")
     rng = random.Random(0)
 
@@ -110,8 +110,20 @@ def tiny_data(tmp_path_factory) -> Path:
             for at in range(count)
         ]
         write(f"STS-B/{split}.tsv", [header + "\tscore", *scored])
+        tagged = [_tagged(sentence().split()) for _ in range(count)]
+        write(f"tags/{split}.conll", [line for rows in tagged for line in (*rows, "")])
         write(f"{split}-v1.1.json", [json.dumps({"version": "1.1", "data": _articles(rng, count)})])
     return folder
+
+
+def _tagged(words: list[str]) -> list[str]:
+    """Films and plots are things, good and bad ones included: entities of one or two words."""
+    lines: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        inside = word in {"film", "plot"} and before in {"good", "bad"}
+        tag = "I-thing" if inside else "B-thing" if word in {"good", "bad", "film", "plot"} else "O"
+        lines.append(f"{word}\t{tag}")
+    return lines
 
 
 def _articles(rng: random.Random, count: int) -> list[dict[str, Any]]:
@@ -167,7 +179,7 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
             write_json(directory / "run.json", {"state": "running", "stages": {}})
         return Pipeline(
             directory,
-            task=load_task(task, data_dir=tiny_data, max_length=48),
+            task=_task(task, tiny_data),
             model=str(tiny_bert),
             teacher=teacher,
             tokenizer=load_tokenizer(tiny_bert),
@@ -176,6 +188,12 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         )
 
     return make
+
+
+def _task(name: str, data: Path) -> Task:
+    if name == "token-classification":
+        return load_task(name, data=str(data / "tags"), max_length=48)
+    return load_task(name, data_dir=data, max_length=48)
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,9 @@ def test_the_cache_is_decided_once_in_the_life_of_a_run(make_pipeline, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("task", "metric"), [("stsb", "pearson"), ("squad", "f1")], ids=["regression", "qa"]
+    ("task", "metric"),
+    [("stsb", "pearson"), ("squad", "f1"), ("token-classification", "f1")],
+    ids=["regression", "qa", "tokens"],
 )
 def test_regression_and_question_answering_pass_every_stage(train_run, tmp_path, task, metric):
     run = train_run(tmp_path, task, sparsities=(0.7,), prune_epochs=0.2, finetune_epochs=0.2)
