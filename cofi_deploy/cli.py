@@ -194,9 +194,7 @@ def train(**flags: Any) -> None:
 @click.option(
     "--seq-len",
     type=Triple(),
-    default="16:128:384",
-    show_default=True,
-    help="Profile of an engine, in tokens.",
+    help="Profile of an engine, in tokens; what Triton warms up.  [default: 16:128:384]",
 )
 @click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set.")
 @click.option(

@@ -10,6 +10,7 @@ import pytest
 from click import Group
 
 from cofi_deploy.cli import main
+from cofi_deploy.serve.triton_log import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -45,6 +46,13 @@ def test_every_error_that_a_guide_explains_is_one_that_we_raise(page: Path) -> N
     section = page.read_text("utf-8").partition("## What errors mean")[2].partition("\n## ")[0]
     for words in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE):
         assert words in said, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_line_of_a_log_that_a_guide_tells_is_explained_by_serve_too(page: Path) -> None:
+    section = page.read_text("utf-8").partition("### What the log says")[2].partition("\n### ")[0]
+    for words in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE):
+        assert explain(words), words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

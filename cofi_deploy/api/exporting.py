@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Triple = tuple[int, int, int]
 BATCH_SIZE: Triple = (1, 8, 32)
+SEQ_LEN: Triple = (16, 128, 384)
 
 
 def export(  # noqa: PLR0913 - the arguments are the flags of the command line
@@ -44,7 +45,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     calibration: Path | None = None,
     shrink_embeddings: bool = False,
     batch_size: Triple | None = None,
-    seq_len: Triple = (16, 128, 384),
+    seq_len: Triple | None = None,
     opset: int = DEFAULT_OPSET,
     output: Path | None = None,
     backend: str | None = None,
@@ -67,7 +68,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         shrink_embeddings: Keep half of the vocabulary, and all that this text needs.
         batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
             by default `BATCH_SIZE`.
-        seq_len: The same for tokens.
+        seq_len: The same for tokens: TensorRT's profile, by default `SEQ_LEN`, and the lengths that
+            Triton warms up.
         opset: ONNX operator set.
         output: Directory to write; by default `exports/<name>/<format>`.
         backend: Of a Triton repository; by default onnxruntime.
@@ -99,6 +101,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         "--set": settings,
     }
     _check_flags(format, triton_only, output)
+    _check_opset(format, opset)
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
     )
@@ -109,14 +112,18 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             place.model,
             target,
             batch_size=batch_size or BATCH_SIZE,
-            seq_len=seq_len,
+            seq_len=seq_len or SEQ_LEN,
             precision="fp16" if precision == "fp16" else "fp32",
             flavour=flavour,
         )
     if format == "triton":
         name = name or _triton_name(place)
         options = triton_options(
-            {"backend": backend, "max_batch_size": batch_size[2] if batch_size else None},
+            {
+                "backend": backend,
+                "max_batch_size": batch_size[2] if batch_size else None,
+                "warmup_lengths": sorted(set(seq_len)) if seq_len else None,
+            },
             settings or {},
             served=served_options(repository, name) if repository else None,
             kserve=kserve,
@@ -127,7 +134,9 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     lossy: _Lossy = {"precision": precision, "text": text, "shrink_embeddings": shrink_embeddings}
     if format == "onnx":
         return export_onnx(place.model, target, opset=opset, **lossy)
-    return export_openvino(place.model, target, shape=_fixed_shape(batch_size, seq_len), **lossy)
+    return export_openvino(
+        place.model, target, shape=_fixed_shape(batch_size, seq_len or SEQ_LEN), **lossy
+    )
 
 
 class _Lossy(TypedDict):
@@ -178,6 +187,17 @@ def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -
     if format in {"trt", "triton"} and given:
         also = f"; run: {onnx_first}" if format == "triton" else ""
         raise UsageError(f"{given[0]} is for --format onnx and openvino, got {format}{also}")
+
+
+def _check_opset(format: str, opset: int) -> None:
+    if format == "onnx" or opset == DEFAULT_OPSET:
+        return
+    onnx_first = (
+        f"; run: cofi-deploy export [MODEL] --format onnx --opset {opset}, then "
+        "cofi-deploy export <that directory> --format triton"
+    )
+    way_on = onnx_first if format == "triton" else "; leave it out"
+    raise UsageError(f"--opset {opset} is for --format onnx, got --format {format}{way_on}")
 
 
 def _text(place: Place, calibration: Path | None) -> CalibrationText | None:

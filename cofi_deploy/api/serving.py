@@ -74,8 +74,8 @@ class Served:
         ]
         if server.launch.config_name:
             lines.append(
-                f"  models   with configs/{server.launch.config_name}.pbtxt: this server has not "
-                "the backend that config.pbtxt names"
+                f"  models   with configs/{server.launch.config_name}.pbtxt: this server, or its "
+                "GPU, cannot run what config.pbtxt names"
             )
         if self.requests:
             lines += ["", "ask it:", *(request.curl(server.http_url) for request in self.requests)]
@@ -136,6 +136,8 @@ def serve(
     check_ports(settings)  # before minutes are spent on an installation
     launch = plan_launch(place, needs_of(place), settings, server=server, install=say)
     say(f"starting {_SERVER_WORDS[launch.server]} on {place}; its log: {log}")
+    if launch.server == "container":
+        say(launch.shell_lines()[-1])
     with start_server(launch, settings, log, say=say) as started:
         started.wait_until_ready(ready_timeout, say=say)
         requests = tuple(sample_requests(place))

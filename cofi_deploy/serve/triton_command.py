@@ -6,6 +6,7 @@ In: nothing but values. Out: `Launch`, which `triton_launchers.py` makes for thi
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -58,10 +59,13 @@ class Needs:
 
     ``backends`` has, for each model, its backend by the name of the configuration: `""` is
     `config.pbtxt`, any other `configs/<name>.pbtxt`. Ensembles need none and are left out.
+    ``capabilities`` has, for each model of TensorRT engines, the compute capabilities that there
+    is an engine for ("9.0").
     """
 
     backends: Mapping[str, Mapping[str, str]]
     gpu: bool = False
+    capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +167,23 @@ def config_argument(name: str) -> tuple[str, ...]:
     return (f"--model-config-name={name}",) if name else ()
 
 
-def usable_backends(backends: Iterable[str]) -> set[str]:
-    """Without a device TensorRT is of no use, however well it is installed."""
-    return set(backends) - (set() if has_gpu() else {"tensorrt"})
+def usable_backends(backends: Iterable[str], needs: Needs) -> set[str]:
+    """Without a device, or without an engine for it, TensorRT is of no use here."""
+    engines_run = has_gpu() and all(
+        gpu_capabilities() <= built_for for built_for in needs.capabilities.values()
+    )
+    return set(backends) - (set() if engines_run else {"tensorrt"})
 
 
 def has_gpu() -> bool:
     """Whether the NVIDIA driver sees a device."""
     return "GPU 0" in answer_of(["nvidia-smi", "-L"])
+
+
+def gpu_capabilities() -> set[str]:
+    """Compute capability of every device, as "9.0"; empty where the driver does not tell."""
+    answer = answer_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    return set(re.findall(r"^\d+\.\d+$", answer, re.MULTILINE))
 
 
 def answer_of(argv: list[str]) -> str:

@@ -56,7 +56,7 @@ def container_launch(
         RepositoryError: The image has not the backends that the models need.
     """
     image, preparation = _image(engine)
-    name = config_name_for(needs, usable_backends(_IMAGE_BACKENDS), server=TRITON_IMAGE)
+    name = config_name_for(needs, usable_backends(_IMAGE_BACKENDS, needs), server=TRITON_IMAGE)
     inside = replace(settings, host=ALL_HOSTS)
     container = f"cofi-deploy-triton-{settings.http_port}"
     gpu = _gpu_options(engine) if needs.gpu and has_gpu() else ()

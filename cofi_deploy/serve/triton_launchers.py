@@ -7,6 +7,7 @@ In: a repository, what its models need (`triton_served.py`) and `ServerSettings`
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,11 @@ from cofi_deploy.serve.triton_environment import (
     planned_environment,
     prepare_environment,
 )
+from cofi_deploy.triton_repository import server_version
 
 PIP_VERSION = "2.51"  # of the server in the pinned nvidia-pytriton
 
-_INSTALLED_BACKENDS = Path("/opt/tritonserver/backends")
+_INSTALLED = Path("/opt/tritonserver")
 
 
 def plan_launch(
@@ -91,18 +93,30 @@ def _on_path(binary: Path, repository: Path, needs: Needs, settings: ServerSetti
     name = ""
     if folder is not None:
         backends = {path.name for path in folder.iterdir() if path.is_dir()}
-        name = config_name_for(needs, usable_backends(backends), server=str(binary))
+        name = config_name_for(needs, usable_backends(backends, needs), server=str(binary))
         arguments.append(f"--backend-directory={folder}")
     return Launch(
         server="tritonserver",
         argv=(str(binary), *arguments, *config_argument(name)),
+        version=_installed_version(binary),
         config_name=name,
     )
 
 
 def _backend_directory(binary: Path) -> Path | None:
     beside = binary.resolve().parent.parent / "backends"
-    return next((path for path in (beside, _INSTALLED_BACKENDS) if path.is_dir()), None)
+    return next((path for path in (beside, _INSTALLED / "backends") if path.is_dir()), None)
+
+
+def _installed_version(binary: Path) -> str | None:
+    """What Triton's build writes beside `bin`; None where it is not there."""
+    for folder in (binary.resolve().parent.parent, _INSTALLED):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = (folder / "TRITON_VERSION").read_text(encoding="utf-8").strip()
+            # A build of the development branch says "2.73.0dev".
+            version = text.removesuffix("dev")
+            return version if server_version(version) else None
+    return None
 
 
 def _from_pip(

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cofi_deploy.exports import read_manifest
 from cofi_deploy.serve.triton_command import Needs
-from cofi_deploy.triton_repository import CONFIG_FILE, CONFIGS_FOLDER, ModelConfig, read_config
+from cofi_deploy.triton_repository import (
+    CONFIG_FILE,
+    CONFIGS_FOLDER,
+    ModelConfig,
+    read_config,
+    version_folders,
+)
 
 _TEXT_SUFFIX = "_text"
 _SENTENCES = ("I would come here again.", "The room was cold, and breakfast was late.")
@@ -51,6 +58,7 @@ def needs_of(repository: Path) -> Needs:
     """
     backends: dict[str, dict[str, str]] = {}
     gpu = False
+    capabilities: dict[str, frozenset[str]] = {}
     for folder, config in _models(repository):
         if _is_ensemble(config):
             continue
@@ -58,7 +66,9 @@ def needs_of(repository: Path) -> Needs:
         configs = {"": config, **others}
         backends[folder.name] = {name: found.backend for name, found in configs.items()}
         gpu = gpu or _wants_gpu(config)
-    return Needs(backends=backends, gpu=gpu)
+        if config.backend == "tensorrt" and (built_for := _built_for(folder)):
+            capabilities[folder.name] = built_for
+    return Needs(backends=backends, gpu=gpu, capabilities=capabilities)
 
 
 def sample_requests(repository: Path) -> list[SampleRequest]:
@@ -90,6 +100,15 @@ def _is_ensemble(config: ModelConfig) -> bool:
 def _wants_gpu(config: ModelConfig) -> bool:
     kinds = [group.Kind.Name(group.kind) for group in config.instance_group]
     return config.backend == "tensorrt" or "KIND_GPU" in kinds
+
+
+def _built_for(folder: Path) -> frozenset[str]:
+    """Compute capabilities that the newest version, which is served, has an engine for."""
+    return frozenset(
+        plan["compute_capability"]
+        for version in version_folders(folder)[-1:]
+        for plan in read_manifest(version).options.get("plans", ())
+    )
 
 
 def _inputs(config: ModelConfig) -> list[dict[str, Any]]:

@@ -49,17 +49,21 @@ def warn_about_threads(config: ModelConfig) -> None:
 
     Only a warning: the repository may be for another machine.
     """
-    threads = _number(config, "intra_op_thread_count")
     instances = sum(group.count for group in config.instance_group)
     cores = os.cpu_count() or 1
-    # 0 asks for all cores, which is right for one instance only.
-    asked = instances * (threads or cores)
-    if "intra_op_thread_count" in config.parameters and asked > cores:
+    if "intra_op_thread_count" in config.parameters:
+        # 0 asks for all cores, which is right for one instance only.
+        threads = _number(config, "intra_op_thread_count") or cores
+    elif together := _number(config, "INFERENCE_NUM_THREADS"):
+        threads = together // max(1, instances)  # OpenVINO's instances share them
+    else:
+        return
+    if instances * threads > cores:
         logger.warning(
             "%r has %d instances of %d threads, this machine has %d cores; fewer are faster here",
             config.name,
             instances,
-            threads or cores,
+            threads,
             cores,
         )
 

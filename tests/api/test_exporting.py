@@ -125,6 +125,31 @@ def test_the_next_version_takes_over_what_is_served(tiny_run, tmp_path):
     assert exported({"triton": second})["triton"]["parity"]["agreement"] == 1.0
 
 
+def test_lengths_of_the_command_line_are_what_triton_warms_up(tiny_run, tmp_path):
+    lengths = {"format": "triton", "seq_len": (4, 8, 8)}
+    directory = api.export(tiny_run, output=tmp_path / "models", name="tiny", **lengths)
+    assert check_export(directory / "tiny" / "1").options["warmup_lengths"] == [4, 8]
+    files = {path.name for path in (directory / "tiny" / "warmup").iterdir()}
+    assert {name.rsplit("_", 1)[1] for name in files} == {"4", "8"}
+
+
+@pytest.mark.parametrize(
+    ("format", "way_on"),
+    [
+        (
+            "triton",
+            "run: cofi-deploy export [MODEL] --format onnx --opset 18, then "
+            "cofi-deploy export <that directory> --format triton",
+        ),
+        ("openvino", "leave it out"),
+    ],
+)
+def test_an_opset_that_would_be_ignored_is_refused(format, way_on, tiny_run):
+    message = f"--opset 18 is for --format onnx, got --format {format}; {way_on}"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        api.export(tiny_run, format=format, opset=18)
+
+
 def test_manifests_for_kubernetes_lie_beside_the_repository(tiny_run, tmp_path):
     directory = api.export(tiny_run, format="triton", output=tmp_path / "out", kserve=True)
     deployment = (tmp_path / "out-kubernetes" / "deployment.yaml").read_text()

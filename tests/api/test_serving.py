@@ -69,6 +69,28 @@ def test_foreign_code_is_refused_before_a_server_is_looked_for(repository: Path)
         serving.serve_command(repository)
 
 
+def test_a_field_that_the_installed_server_lacks_is_named_before_it_is_started(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "triton" / "bin" / "tritonserver"
+    (tmp_path / "triton" / "backends" / "python").mkdir(parents=True)
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    config = repository / "tiny_text" / "config.pbtxt"
+    text = config.read_text("utf-8")
+    field = "ensemble_scheduling { max_inflight_requests: 4"
+    config.write_text(text.replace("ensemble_scheduling {", field), encoding="utf-8")
+    assert str(program) in serving.serve_command(repository)[0]  # its version is not known
+    (tmp_path / "triton" / "TRITON_VERSION").write_text("2.62.0\n", encoding="utf-8")
+    message = (
+        "ensemble_scheduling.max_inflight_requests needs server 2.64 or newer, the target is 2.62"
+    )
+    with pytest.raises(RepositoryError, match=re.escape(message)):
+        serving.serve_command(repository)
+
+
 def test_compiled_code_that_a_server_left_behind_goes_away(
     repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from cofi_deploy.export.triton import write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.exports import ExportParity, check_export
 from cofi_deploy.kinds import INPUT_NAMES
+from cofi_deploy.serve.triton_served import needs_of
 from cofi_deploy.triton_repository import read_config
 
 schema = pytest.importorskip(
@@ -125,6 +126,11 @@ def test_engines_of_several_gpus_are_picked_by_compute_capability(
         "12.0": "model_sm120.plan",
     }
     assert (folder / "1" / "model_sm120.plan").read_bytes() == b"engine for 12.0"
+    assert needs_of(tmp_path / "models").capabilities == {"tiny": {"8.9", "12.0"}}
+    # What any other GPU is served with: `serve` picks it, or whoever starts the server does.
+    others = read_config(folder / "configs" / "onnxruntime.pbtxt")
+    assert (others.backend, others.default_model_filename) == ("onnxruntime", "model.onnx")
+    assert not others.cc_model_filenames
 
 
 def test_lengths_stay_inside_the_profiles(write_engine, write_model, tmp_path):

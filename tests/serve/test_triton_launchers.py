@@ -61,8 +61,13 @@ def tritonserver(commands: Command, tmp_path: Path) -> Callable[..., Path]:
     return install
 
 
-def gpu(commands: Command) -> None:
-    commands("nvidia-smi", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'")
+def gpu(commands: Command, *capabilities: str) -> None:
+    """A driver; without ``capabilities`` one that is too old to tell them."""
+    told = r"\n".join(capabilities) or r"Field \"compute_cap\" is not a valid field to query."
+    commands(
+        "nvidia-smi",
+        f'[ "$1" = -L ] && echo "GPU 0: NVIDIA H100 (UUID: GPU-1)" || printf "{told}"',
+    )
 
 
 def docker(commands: Command) -> Path:
@@ -151,6 +156,45 @@ def test_without_a_gpu_tensorrt_is_of_no_use_however_well_installed(
     launch = plan_launch(tmp_path, NEEDS, SETTINGS)
     assert launch.config_name == "onnxruntime"
     assert launch.argv[-1] == "--model-config-name=onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("devices", "name"),
+    [
+        (("9.0",), ""),
+        (("8.9", "9.0"), ""),
+        (("7.5",), "onnxruntime"),
+        (("9.0", "7.5"), "onnxruntime"),
+        ((), ""),
+    ],
+    ids=["it has an engine", "all have", "it has none", "one has none", "the driver does not tell"],
+)
+def test_where_a_gpu_has_no_engine_the_onnx_file_is_served(
+    devices: tuple[str, ...],
+    name: str,
+    tritonserver: Callable[..., Path],
+    commands: Command,
+    tmp_path: Path,
+) -> None:
+    gpu(commands, *devices)
+    tritonserver("tensorrt", "onnxruntime", "python")
+    engines = {"tiny": frozenset({"8.9", "9.0"})}
+    needs = Needs(backends=NEEDS.backends, gpu=True, capabilities=engines)
+    assert plan_launch(tmp_path, needs, SETTINGS).config_name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("2.62.0\n", "2.62.0"), ("2.73.0dev\n", "2.73.0"), ("nightly", None), (None, None)],
+    ids=["a release", "a development build", "something else", "no file"],
+)
+def test_the_version_of_an_installed_server_is_what_its_build_wrote(
+    text: str | None, version: str | None, tritonserver: Callable[..., Path], tmp_path: Path
+) -> None:
+    tritonserver("onnxruntime", "python")
+    if text is not None:
+        (tmp_path / "tritonserver" / "TRITON_VERSION").write_text(text, encoding="utf-8")
+    assert plan_launch(tmp_path, NEEDS, SETTINGS).version == version
 
 
 def test_a_container_comes_second_and_its_lines_can_be_typed(

@@ -113,6 +113,7 @@ def test_a_container_is_built_once_run_and_removed(
     assert "--http-address=0.0.0.0" in run
     assert "--gpus=all" not in run
     assert any(line.startswith("building the image, once: printf 'FROM ") for line in said)
+    assert said.count(shlex.join([str(engine / "docker"), *run])) == 2
 
 
 def test_an_image_that_cannot_be_built_says_why_and_names_the_way_on(
@@ -150,7 +151,9 @@ def test_tritonserver_on_path_is_taken_first_with_a_configuration_that_it_has_a_
     ) as served:
         assert served.server.launch.server == "tritonserver"
         assert served.server.launch.config_name == "python"
-        assert "with configs/python.pbtxt" in served.describe()
+        assert (
+            "with configs/python.pbtxt: this server, or its GPU, cannot run what config.pbtxt names"
+        ) in served.describe()
         assert served.server.is_ready()
 
 

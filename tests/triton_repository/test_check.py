@@ -9,7 +9,9 @@ import onnx
 import pytest
 
 from cofi_deploy.errors import ConfigError, RepositoryError
+from cofi_deploy.export.triton_config import ServedModel, TritonOptions, model_config
 from cofi_deploy.triton_repository import check_repository
+from cofi_deploy.triton_repository.fields import warn_about_threads
 from tests.triton_repository.conftest import rewrite_checksums
 
 schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -305,6 +307,16 @@ def test_more_threads_than_cores_is_a_warning(edit, repository, monkeypatch, cap
     edit(parameter("intra_op_thread_count", "2"))
     check_repository(repository)
     assert caplog.text == ""
+
+
+def test_threads_that_openvino_shares_among_its_instances_are_counted_too(monkeypatch, caplog):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    served = ServedModel(name="tiny", kind="text-classification", labels=3)
+    for threads, warned in ((2, ""), (3, "'tiny' has 2 instances of 3 threads, this machine has")):
+        options = TritonOptions(backend="openvino", instances=2, threads=threads)
+        warn_about_threads(model_config(served, options))
+        assert warned in caplog.text
+        assert bool(warned) == bool(caplog.text)
 
 
 @pytest.mark.parametrize(
