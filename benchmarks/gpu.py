@@ -32,6 +32,7 @@ from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.errors import CofiDeployError
 from cofi_deploy.results import result_document
+from cofi_deploy.train.precision import Numerics
 
 RESULTS = Path(__file__).resolve().parent / "results"
 POINTS = ("1x128", "128x128")
@@ -95,7 +96,7 @@ class Plan:
         return Part(
             name=f"training {precision}",
             needs_s=2.0 * self.seconds + 20.0,
-            lacks="fp16 trains on a GPU only" if on_cpu and precision == "fp16" else None,
+            lacks=_cpu_lacks(precision) if on_cpu else None,
             measure=partial(
                 training_rows,
                 self.archs,
@@ -183,6 +184,14 @@ def _lacks(runtime: str) -> str | None:
     from cofi_deploy.serve.runner import availability  # noqa: PLC0415
 
     return availability(runtime)
+
+
+def _cpu_lacks(precision: str) -> str | None:
+    if precision == "fp16":
+        return "fp16 trains on a GPU only"
+    if precision == "bf16" and Numerics.choose("auto").dtype != torch.bfloat16:
+        return "this processor does not multiply bf16, it converts"
+    return None
 
 
 def _device(name: str) -> torch.device:

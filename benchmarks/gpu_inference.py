@@ -219,7 +219,7 @@ def _rows(
             **percentiles(samples.ms[name]),
             "sequences_per_s": point.batch_size * 1e3 / float(samples.ms[name].mean()),
             **_speedup(samples, name),
-            **published(name),
+            **published(name, archs[name]),
         }
         disturbed = noise(samples, name)
         yield {**row, "noise": disturbed} if disturbed else row

@@ -78,9 +78,10 @@ def structures(divisor: int = 1) -> dict[str, Arch]:
     return {name: _divided(arch, divisor) for name, arch in found.items()}
 
 
-def published(model: str) -> dict[str, float]:
-    """The speedup in the paper, as a key of a row; nothing where there is none."""
-    return {"published_speedup": PUBLISHED[model]} if model in PUBLISHED else {}
+def published(model: str, arch: Arch) -> dict[str, float]:
+    """The speedup in the paper, as a key of a row; nothing where there is none for these sizes."""
+    is_known = model in PUBLISHED and arch.dense == BERT_BASE
+    return {"published_speedup": PUBLISHED[model]} if is_known else {}
 
 
 def random_model(arch: Arch, *, dropout: float = 0.0) -> CofiPreTrainedModel:

@@ -53,7 +53,10 @@ def measure(
             exports_root=Path(folder) / "exports",
         )
     base_model = BASE_MODEL if divisor == 1 else f"{BASE_MODEL}, widths divided by {divisor}"
-    rows = [{**row, "base_model": base_model, **published(row["model"])} for row in timed.rows]
+    rows = [
+        {**row, "base_model": base_model, **published(row["model"], archs[row["model"]])}
+        for row in timed.rows
+    ]
     document = result_document(rows)
     document["notes"] = timed.notes
     document["skipped"] = timed.skipped
