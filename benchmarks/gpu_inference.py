@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,12 @@ def runtime_rows(
     """
     from cofi_deploy.serve.runner import open_runner  # noqa: PLC0415 - as late as the exports
 
+    shapes = [_shape(OperatingPoint.parse(point)) for point in points]
+    export = partial(_export, runtime=runtime, precision=precision, shapes=shapes, folder=folder)
     rows = []
     with contextlib.ExitStack() as stack:
         runners = {
-            name: stack.enter_context(
-                open_runner(_export(name, arch, runtime, precision, folder), runtime, threads=1)
-            )
+            name: stack.enter_context(open_runner(export(name, arch), runtime, threads=1))
             for name, arch in archs.items()
         }
         for point in map(OperatingPoint.parse, points):
@@ -108,9 +109,14 @@ def runtime_rows(
 
 
 def _inputs(arch: Arch, point: OperatingPoint) -> Inputs:
+    return random_inputs(InputLimits.from_arch(arch), *_shape(point), seed=0)
+
+
+def _shape(point: OperatingPoint) -> tuple[int, int]:
+    """Batch and length."""
     if not isinstance(point.seq_len, int):
         raise SystemExit(f"point is {str(point)!r}, allowed: BATCHxLENGTH; there is no task here")
-    return random_inputs(InputLimits.from_arch(arch), point.batch_size, point.seq_len, seed=0)
+    return point.batch_size, point.seq_len
 
 
 def _torch_call(
@@ -174,8 +180,16 @@ def _graphed(model: nn.Module, static: dict[str, Tensor]) -> tuple[Callable[[], 
     return replay, True
 
 
-def _export(name: str, arch: Arch, runtime: str, precision: str, folder: Path) -> Path:
-    """The artifact of a structure; made once."""
+def _export(
+    name: str,
+    arch: Arch,
+    *,
+    runtime: str,
+    precision: str,
+    shapes: Sequence[tuple[int, int]],
+    folder: Path,
+) -> Path:
+    """The artifact of a structure, made once; an engine is made for these shapes."""
     model = folder / name
     if not model.is_dir():
         write_model(model, arch)
@@ -189,11 +203,12 @@ def _export(name: str, arch: Arch, runtime: str, precision: str, folder: Path) -
         return export_onnx(model, output, precision=precision)
     from cofi_deploy.export.tensorrt import export_tensorrt  # noqa: PLC0415
 
+    batches, lengths = zip(*shapes, strict=True)
     return export_tensorrt(
         model,
         output,
-        batch_size=(1, 128, 128),
-        seq_len=(128, 128, 128),
+        batch_size=(min(batches), max(batches), max(batches)),
+        seq_len=(min(lengths), max(lengths), max(lengths)),
         precision=precision,
         flavour="tensorrt",
     )

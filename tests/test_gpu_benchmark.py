@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import types
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,45 @@ def test_a_trial_never_takes_the_place_of_results_of_a_gpu():
     done = script("--device", "cpu")
     assert done.returncode == 2
     assert "--device cpu is a trial; give --output" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("named", [True, False], ids=["PYTHON", "python3 on PATH"])
+def test_make_takes_a_python_that_has_pytorch_and_installs_nothing(named, tmp_path):
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if named:
+        environment = {"PATH": os.environ["PATH"], "PYTHON": "/opt/python3.12"}
+    # VENV: one that is not there, as on a borrowed machine.
+    command = ["make", "-n", f"VENV={tmp_path / 'none'}", "GPU_ARGS=--seconds 3", "bench-gpu"]
+    done = subprocess.run(
+        command, cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True, check=True
+    )
+    python = "/opt/python3.12" if named else "python3"
+    assert done.stdout.strip() == f"{python} benchmarks/gpu.py --seconds 3"
+
+
+def test_an_engine_is_asked_for_the_shapes_that_are_timed(tmp_path, monkeypatch):
+    asked: list[dict[str, Any]] = []
+    module = types.ModuleType("cofi_deploy.export.tensorrt")
+    module.export_tensorrt = lambda *_, **options: asked.append(options)
+    monkeypatch.setitem(sys.modules, "cofi_deploy.export.tensorrt", module)
+    (tmp_path / "dense").mkdir()
+    inference._export(
+        "dense",
+        archs.structures(DIVISOR)["dense"],
+        runtime="tensorrt",
+        precision="fp16",
+        shapes=[(1, 128), (128, 64)],
+        folder=tmp_path,
+    )
+    assert asked == [
+        {
+            "batch_size": (1, 128, 128),
+            "seq_len": (64, 128, 128),
+            "precision": "fp16",
+            "flavour": "tensorrt",
+        }
+    ]
 
 
 def link_bare_environment(folder: Path) -> None:
