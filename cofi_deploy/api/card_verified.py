@@ -105,17 +105,10 @@ def _test(document: Mapping[str, Any], label: str) -> dict[str, Any] | None:
 
 
 def _comparison(document: Mapping[str, Any], label: str) -> Mapping[str, Any]:
-    """Of the one pruned model, or of several the one with this label."""
-    several = document.get("comparisons")
-    if isinstance(several, Mapping):
-        found: Any = several.get(label)
-    elif several is not None:
-        found = next((each for each in several if each["model"] == label), None)
-    else:
-        found = document.get("comparison")
-        if isinstance(found, Mapping) and "test" not in found:
-            found = found.get(label)
-    return found or {}
+    """Of several models the one with this label; a document about one model has one comparison."""
+    if "comparisons" in document:
+        return next((each for each in document["comparisons"] if each["model"] == label), {})
+    return document.get("comparison") or {}
 
 
 def _latency(rows: list[Mapping[str, Any]], label: str) -> Iterator[dict[str, Any]]:
