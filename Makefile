@@ -1,6 +1,7 @@
 # Every target installs what it needs into $(VENV) first; a Python from 3.11 to 3.13 is enough.
 #   PYTHON=python3.12   the interpreter to start from (default: the first one that fits)
 #   VENV=.venv          where everything is installed
+#   GPU_ARGS=...        more options for benchmarks/gpu.py (bench-gpu)
 #   PIP_ARGS=...        more options for pip; without a GPU, smaller downloads of torch:
 #                       PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 SHELL := /bin/sh
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 # One thread for each test process: two that take all cores slow each other down several times.
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-.PHONY: help setup demo test test-fast check fmt bench
+.PHONY: help setup demo test test-fast check fmt bench bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +46,18 @@ bench: $(READY) ## train and measure what the README shows: hours, on an idle ma
 	$(BIN)/python benchmarks/pruning.py train
 	$(BIN)/python benchmarks/pruning.py measure
 	$(BIN)/python benchmarks/tables.py
+
+# PyTorch, transformers and onnx are enough for it: it takes PYTHON, else what is installed in
+# $(VENV), else a python3 that has them, and installs only where there is none of these.
+ifneq ($(filter bench-gpu,$(MAKECMDGOALS)),)
+BARE := import importlib.util as u, sys; \
+	sys.exit(any(u.find_spec(name) is None for name in ("torch", "transformers", "onnx")))
+GPU_PYTHON := $(or $(PYTHON),$(if $(wildcard $(READY)),$(BIN)/python),\
+	$(shell python3 -c '$(BARE)' >/dev/null 2>&1 && echo python3))
+endif
+
+bench-gpu: $(if $(GPU_PYTHON),,$(READY)) ## what needs a GPU, on one idle card: eight minutes, see benchmarks/gpu.py
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(GPU_ARGS)
 
 # Installed again whenever the requirements change.
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paper_table import gpu_tables, paper_tables
 from triton_table import triton_table
 
 from cofi_deploy.artifacts import read_json
@@ -110,9 +111,22 @@ def triton_tables() -> str:
     return triton_table(read_json(file)) if file.is_file() else ""
 
 
+def paper_structure_tables() -> str:
+    """What `paper_structures.py` and `gpu.py` measured; empty before either has run."""
+    made = {"paper_structures": paper_tables, "gpu": gpu_tables}
+    files = {name: ROOT / "results" / f"{name}.json" for name in made}
+    parts = [made[name](read_json(file)) for name, file in files.items() if file.is_file()]
+    return "\n\n".join(parts)
+
+
 def rendered(readme: str) -> str:
     """README.md with the tables between its markers replaced."""
-    for name, tables in (("results", pruning_tables()), ("triton", triton_tables())):
+    made = {
+        "results": pruning_tables(),
+        "triton": triton_tables(),
+        "paper": paper_structure_tables(),
+    }
+    for name, tables in made.items():
         readme = _between(readme, name, tables)
     return readme
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.api.model_card import model_card
+from cofi_deploy.api.model_card import write_cards
 from cofi_deploy.api.places import check_new_run, run_to_resume
 from cofi_deploy.api.run_task import TaskArguments, run_entry, task_of_run
-from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_bytes, write_json
+from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import HubUnreachableError, UsageError
 from cofi_deploy.hub import DEFAULT_MODEL
@@ -215,17 +215,9 @@ def _run(pipeline: Pipeline) -> Path:
             )
             raise
         _update(run, result=result, wall_s=round(time.monotonic() - began, 1))
-        _write_cards(run)
+        write_cards(run)
         _update(run, state="done")
     return run
-
-
-def _write_cards(run: Path) -> None:
-    document = read_json(run / "run.json")
-    base = read_dense_arch(run / "teacher")
-    for entry in document["result"]["models"]:
-        card = model_card(document, entry, base)
-        write_bytes(run / entry["directory"] / "README.md", card.encode())
 
 
 def _update(run: Path, **values: Any) -> None:

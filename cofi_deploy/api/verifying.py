@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cofi_deploy.api.exporting import export_if_stale
+from cofi_deploy.api.model_card import refresh_cards
 from cofi_deploy.api.places import Place, find_model, teacher_of
 from cofi_deploy.api.run_task import TaskArguments, task_of_run
 from cofi_deploy.artifacts import EXPORTS_ROOT, read_json
@@ -91,13 +92,15 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         metrics_file=None if pruned.run is None else pruned.run / "metrics.jsonl",
         command=command,
     )
-    return run_verify(
+    result = run_verify(
         _subject(dense, "dense", used),
         _subject(pruned, "pruned", used),
         task.load(),
         settings,
         output or pruned.run or Path(),
     )
+    refresh_cards(result.result_file.parent)
+    return result
 
 
 def bench(  # noqa: PLR0913 - the arguments are the flags of the command line

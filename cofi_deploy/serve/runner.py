@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 import numpy.typing as npt
-import psutil
 
 from cofi_deploy.errors import (
     CofiDeployError,
@@ -196,6 +195,8 @@ def availability(runtime: str) -> str | None:
 
 def physical_cores() -> int:
     """Physical cores that this process may use; hyper-threads do not help matrix products."""
+    import psutil  # noqa: PLC0415 - a caller that names its threads needs it not
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 

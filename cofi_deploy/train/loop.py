@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 
 from cofi_deploy.errors import DivergedError
 from cofi_deploy.train.checkpoint import read_state, restore_checkpoint, save_checkpoint
-from cofi_deploy.train.progress import RunProgress
+
+if TYPE_CHECKING:
+    from cofi_deploy.train.progress import RunProgress
 
 LOG_EVERY = 10
 CHECKPOINT_INTERVAL_S = 120.0

@@ -45,6 +45,16 @@ def test_an_unknown_runtime_is_refused_before_anything_is_exported(tiny_run, tmp
     assert not (tmp_path / "e").exists()
 
 
+def test_the_card_of_the_model_gets_the_interval(own_run):
+    card = own_run / "model" / "README.md"
+    assert "paired bootstrap" not in card.read_text("utf-8")
+    result = api.verify([own_run / "model"], runtimes=("torch",), points=(), output=own_run)
+    (row,) = [row for row in result.document["rows"] if row["model"] != "dense"]
+    lost = 100 * (row["metric"] - row["metric_dense"])
+    assert f"minus the teacher is {lost:+.2f} points" in card.read_text("utf-8")
+    assert "paired bootstrap" not in (own_run / "models/0.5/README.md").read_text("utf-8")
+
+
 # Load time and memory are measured in processes of their own: hence the mark `slow` below.
 @pytest.fixture(scope="module")
 def verified(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
