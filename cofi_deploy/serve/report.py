@@ -48,7 +48,7 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
     rows: Sequence[Row] = document["rows"]
     accuracy = [row for row in rows if "metric" in row]
     latency = [row for row in rows if "p50_ms" in row]
-    dense, pruned = list(document["structures"])
+    dense, pruned = document["dense"], document["judged"]
     verdict = document["verdict"]
     of_pruned = [row for row in accuracy if row["model"] == pruned]
     return {
@@ -68,7 +68,9 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
         ),
         "structures": _structures(document["structures"]),
         "curves": training_curves(steps),
-        "comparison": document["comparison"],
+        "comparison": next(
+            (item for item in document["comparisons"] if item["model"] == pruned), None
+        ),
     }
 
 

@@ -150,30 +150,42 @@ def document():
         },
         "skipped": [{"runtime": "tensorrt", "reason": "the CUDA driver shows no NVIDIA GPU"}],
         "notes": ["a note & its <consequences>"],
-        "comparison": {
-            "runtime": "onnxruntime-cpu",
-            "kind": "text-classification",
-            "test": {
-                "difference": -0.0123,
-                "low": -0.02,
-                "high": 0.001,
-                "only_first": 18,
-                "only_second": 7,
-                "p_value": 0.043,
-            },
-            "agreement": 0.98,
-            "disagreements": 17,
-            "examples": [
-                {
-                    "id": "1",
-                    "text": "<script>alert(1)</script> fine",
-                    "text_pair": None,
-                    "label": "positive",
-                    "dense": "positive",
-                    "pruned": "negative",
-                }
-            ],
-        },
+        "dense": "dense",
+        "members": ["pruned"],
+        "judged": "pruned",
+        "comparisons": [
+            {
+                "model": "pruned",
+                "runtime": "onnxruntime-cpu",
+                "kind": "text-classification",
+                "test": {
+                    "difference": -0.0123,
+                    "low": -0.02,
+                    "high": 0.001,
+                    "only_first": 18,
+                    "only_second": 7,
+                    "p_value": 0.043,
+                },
+                "agreement": 0.98,
+                "disagreements": 17,
+                "lost": {
+                    "count": 12,
+                    "chosen": "all",
+                    "examples": [
+                        {
+                            "id": "1",
+                            "text": "<script>alert(1)</script> fine",
+                            "text_pair": None,
+                            "label": "positive",
+                            "dense": "positive",
+                            "pruned": "negative",
+                        }
+                    ],
+                },
+                "gained": {"count": 5, "chosen": "all", "examples": []},
+                "both_wrong": 0,
+            }
+        ],
         "structures": {"dense": arch_json(4, 32), "pruned": arch_json(1, 3)},
         "latency_samples": [
             {
@@ -259,11 +271,6 @@ def test_skipped_runtimes_and_the_test_are_told(document):
     assert "p = 0.043" in text
 
 
-def test_scores_are_shown_by_their_difference(document):
-    document["comparison"]["kind"] = "text-regression"
-    assert "The 1 texts whose scores differ most." in parse(render_report(document)).text
-
-
 def test_a_noisy_speedup_is_called_noisy(document):
     document = copy.deepcopy(document)
     document["rows"][3] |= {"speedup": None, "speedup_low": None, "speedup_high": None}
@@ -278,7 +285,7 @@ def test_a_result_without_timings_curves_or_targets_is_a_page_too(document):
     for row in document["rows"]:
         for key in ("agreement", "max_abs_logit_diff", "parameters"):
             del row[key]
-    document |= {"latency_samples": [], "skipped": [], "notes": [], "comparison": {}}
+    document |= {"latency_samples": [], "skipped": [], "notes": [], "comparisons": []}
     document["verdict"] = {"ok": True, "sentence": "No targets were set.", "claims": []}
     page = parse(render_report(document))
     assert ("div", {"class": "verdict none"}) in page.tags
