@@ -211,9 +211,11 @@ def _stage_marks(x: svg.Scale, stages: Sequence[tuple[float, str]]) -> list[str]
     free_from = 0.0
     for place, name in stages:
         parts.append(svg.line(x(place), _TOP - 12, x(place), _BOTTOM, "stage"))
-        if x(place) >= free_from:  # names of short stages would overlap
-            parts.append(svg.text(x(place) + 4, _TOP - 6, name, style="tick"))
-            free_from = x(place) + 8 + svg.text_width(name)
+        width = svg.text_width(name)
+        left = min(x(place) + 4, svg.WIDTH - width)  # the last name begins further left
+        if left >= free_from:  # names of short stages would overlap
+            parts.append(svg.text(left, _TOP - 6, name, style="tick"))
+            free_from = left + 4 + width
     return parts
 
 

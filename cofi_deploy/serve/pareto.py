@@ -163,6 +163,8 @@ class _Axes:
             _marker(x(1.0), y(dense), "var(--dense)", "dense"),
             svg.text(x(1.0) + 8, y(dense) - 7, "dense"),
         ]
+        if shape:
+            parts.append(svg.text(_RIGHT, _TOP - 10, f"at {shape}", anchor="end", style="name"))
         labels = _Labels(x.start, x.end)
         for point in points:
             colour = self._colours[point.runtime]
@@ -244,10 +246,14 @@ class _Labels:
             half = svg.text_width(label) / 2
             centre = min(max(x, self._left + half), self._right - half)
             step = -self._LANE if y > middle else self._LANE
-            lanes = (
-                y + (-12 if y > middle else 20) + lane * step for lane in range(self._MAX_LANES)
+            first = y + (-12 if y > middle else 20)
+            lanes = [first + lane * step for lane in range(self._MAX_LANES)]
+            free = (
+                at
+                for at in lanes
+                if _TOP + 10 <= at <= _BOTTOM - 3
+                and not self._hits(taken, centre - half, centre + half, at)
             )
-            free = (at for at in lanes if not self._hits(taken, centre - half, centre + half, at))
             at = next(free, None)
             if at is None:
                 continue
