@@ -262,11 +262,14 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 def verify(models: tuple[Path, ...], **flags: Any) -> None:
     """Accuracy and latency of dense and pruned in every runtime, interleaved; exit 1 on a miss.
 
-    MODELS: nothing for the newest run, one run or model, or two: DENSE PRUNED.
+    MODELS: nothing for the newest run, one run, one model of a run, or two: DENSE PRUNED. Of a
+    run, all members are measured side by side; --max-drop and --min-speedup judge its main one,
+    `model/` (the sparsest). Name a member to judge and measure that one alone.
 
     \b
     cofi-deploy verify
     cofi-deploy verify --max-drop 1.5 --min-speedup 8
+    cofi-deploy verify runs/mrpc-s95/models/0.6 --max-drop 0.5
     cofi-deploy verify runs/mrpc-s90 --runtime onnxruntime-cpu --point 8x64
     """
     _check_places(models)

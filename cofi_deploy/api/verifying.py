@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,15 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     """Score and time dense and pruned through every runtime; write verify.json and report.html.
 
     Args:
-        models: Nothing: the newest run. One: a run, or a model in a run, against the run's
-            teacher. Two: dense, pruned.
+        models: Nothing: the newest run. One: a run, with all its members against its teacher,
+            or a model in a run, alone against that teacher. Two: dense, pruned.
         runtimes: Where to measure; those that are not here are reported as skipped.
         points: Operating points, `<batch>x<length>` or `<batch>xtask`.
         task: Where the development data is; by default as the run was trained.
-        max_drop: Largest loss of the metric that is accepted, in points.
-        min_speedup: Smallest speedup that is accepted, in every runtime and at every point.
+        max_drop: Largest loss of the metric that is accepted, in points. Of a family, the run's
+            `model/` is judged, and the others are shown; name another member to judge that.
+        min_speedup: Smallest speedup that is accepted, in every runtime and at every point; of
+            the same model.
         require: Runtimes whose absence is an error.
         threads: Of one inference; None means the physical cores.
         limit: Score only so many examples.
@@ -73,11 +76,12 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     Raises:
         CofiDeployError: See errors.py.
     """
-    dense, pruned = _pair(models, exports_root)
+    family = _family(models, exports_root)
+    run = family.main.run
     if task is None:
-        if pruned.run is None:
+        if run is None:
             raise UsageError("two models outside of a run have no task; name it with --task")
-        task = task_of_run(pruned.run)
+        task = task_of_run(run)
     used = tuple(dict.fromkeys([*runtimes, *require]))
     _check_runtimes(used, require)
     settings = VerifySettings(
@@ -88,16 +92,17 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
             schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         ),
         targets=Targets(max_drop=max_drop, min_speedup=min_speedup),
+        judged=family.judged,
         limit=limit,
-        metrics_file=None if pruned.run is None else pruned.run / "metrics.jsonl",
+        metrics_file=None if run is None else run / "metrics.jsonl",
         command=command,
     )
     result = run_verify(
-        _subject(dense, "dense", used),
-        _subject(pruned, "pruned", used),
+        _subject(family.dense, "dense", used),
+        [_subject(place, label, used) for label, place in family.members.items()],
         task.load(),
         settings,
-        output or pruned.run or Path(),
+        output or run or Path(),
     )
     refresh_cards(result.result_file.parent)
     return result
@@ -129,7 +134,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     places = (
         [find_model(model, exports_root=exports_root) for model in models]
         if models
-        else list(_pair((), exports_root))
+        else _newest_pair(exports_root)
     )
     _check_runtimes(runtimes)
     subjects = [_subject(place, place.name, runtimes) for place in places]
@@ -143,17 +148,60 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     return run_bench(subjects, settings)
 
 
-def _pair(models: Sequence[Path | str], exports_root: Path) -> tuple[Place, Place]:
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """What is compared: the dense model, its members by label, and which one is judged."""
+
+    dense: Place
+    members: Mapping[str, Place]
+    judged: str
+
+    @property
+    def main(self) -> Place:
+        """The judged member."""
+        return self.members[self.judged]
+
+
+def _family(models: Sequence[Path | str], exports_root: Path) -> _Family:
     if len(models) > 2:
         raise UsageError(
-            f"verify compares one dense and one pruned model, got {len(models)}; "
+            f"verify compares one dense and one pruned model, or a run's, got {len(models)}; "
             "time any number of models with: cofi-deploy bench"
         )
     if len(models) == 2:
         dense, pruned = (find_model(model, exports_root=exports_root) for model in models)
-        return dense, pruned
-    pruned = find_model(models[0] if models else None, exports_root=exports_root)
-    return teacher_of(pruned), pruned
+        return _Family(dense=dense, members={"pruned": pruned}, judged="pruned")
+    main = find_model(models[0] if models else None, exports_root=exports_root)
+    named_run = not models or (Path(models[0]) / "run.json").is_file()
+    members = _members(main) if named_run else {"pruned": main}
+    judged = next(label for label, place in members.items() if place == main)
+    return _Family(dense=teacher_of(main), members=members, judged=judged)
+
+
+def _members(main: Place) -> dict[str, Place]:
+    """All models of a run by label, sparsest last; ``main`` is the one in `model/`."""
+    entries = [] if main.run is None else _trained_models(main.run)
+    if main.run is None or len(entries) < 2:
+        return {"pruned": main}
+    main_directory = main.model.resolve()
+    members: dict[str, Place] = {}
+    for entry in sorted(entries, key=lambda entry: float(entry["target_sparsity"])):
+        directory = main.run / entry["directory"]
+        is_main = directory.resolve() == main_directory
+        found = main if is_main else find_model(directory, exports_root=main.exports_root)
+        members[f"s{100 * entry['target_sparsity']:g}"] = found
+    return members
+
+
+def _newest_pair(exports_root: Path) -> list[Place]:
+    pruned = find_model(None, exports_root=exports_root)
+    return [teacher_of(pruned), pruned]
+
+
+def _trained_models(run: Path) -> list[dict[str, Any]]:
+    """What run.json says of each model of a run: target_sparsity, directory, metrics."""
+    found: list[dict[str, Any]] = read_json(run / "run.json").get("result", {}).get("models", [])
+    return found
 
 
 def _subject(place: Place, label: str, runtimes: Sequence[str]) -> Subject:
@@ -177,7 +225,7 @@ def _facts(place: Place) -> dict[str, Any]:
         "recipe": document["recipe"],
         "seed": document["settings"]["seed"],
     }
-    for entry in document.get("result", {}).get("models", []):
+    for entry in _trained_models(place.run):
         if (place.run / entry["directory"]).resolve() == place.model.resolve():
             facts["target_sparsity"] = entry["target_sparsity"]
     return facts

@@ -2,19 +2,21 @@
 
 In: the document that `verify.py` writes, and steps of a ``metrics.jsonl``. Out: HTML without
 scripts or external files, for screen (light, dark, phone), print and screen readers. The page is
-`templates/report.html.j2`, its pictures are in `charts.py` and `curves.py`.
+`templates/report.html.j2`, its pictures are in `pareto.py`, `charts.py`, `bars.py` and `curves.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 from cofi_deploy.arch import Arch
-from cofi_deploy.serve.charts import accuracy_against_speedup, latency_strips
+from cofi_deploy.serve.bars import part_name, profile_bars, size_bars
+from cofi_deploy.serve.charts import latency_strips
 from cofi_deploy.serve.curves import training_curves
+from cofi_deploy.serve.pareto import accuracy_against_speedup
 from cofi_deploy.structure_svg import structure_svg
 
 Row = Mapping[str, Any]
@@ -23,6 +25,16 @@ Row = Mapping[str, Any]
 _MISSING = "\N{EN DASH}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _MINUS = "\N{MINUS SIGN}"
+
+# Columns of the latency table that only some results have: key, heading, filter.
+_LATENCY_EXTRAS = (
+    ("tokens_per_s", "tokens/s", "whole"),
+    ("clients", "clients", "whole"),
+    ("saturated_sequences_per_s", "seq/s saturated", "whole"),
+    ("load_ms", "load", "ms"),
+    ("first_inference_ms", "first", "ms"),
+    ("peak_memory_mib", "peak MiB", "whole"),
+)
 
 
 def render_report(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -48,28 +60,80 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
     rows: Sequence[Row] = document["rows"]
     accuracy = [row for row in rows if "metric" in row]
     latency = [row for row in rows if "p50_ms" in row]
-    dense, pruned = list(document["structures"])
+    dense, judged, members = document["dense"], document["judged"], document["members"]
     verdict = document["verdict"]
-    of_pruned = [row for row in accuracy if row["model"] == pruned]
+    scored = [row for row in accuracy if row["model"] in members]
+    timed = [row for row in latency if row["model"] in members]
+    targets = {claim["claim"]: claim["asked"] for claim in verdict["claims"]}
     return {
         "document": document,
         "verdict": verdict,
         "status": _status(verdict),
         "task": accuracy[0]["task"] if accuracy else "",
         "dense": dense,
-        "pruned": pruned,
-        "facts": _facts(accuracy, latency, dense, pruned),
+        "judged": judged,
+        "members": members,
+        "facts": _facts(accuracy, latency, dense, judged),
         "accuracy": accuracy,
         "latency": latency,
         "threads": _threads(latency),
-        "has_probes": any("load_ms" in row for row in latency),
-        "pictures": _pictures(
-            document, of_pruned, [row for row in latency if row["model"] == pruned], dense
-        ),
+        "has_requests": any("requests" in row for row in accuracy),
+        "latency_extras": _present(latency, _LATENCY_EXTRAS),
+        "pareto": accuracy_against_speedup(scored, timed, targets=targets),
+        "strips": latency_strips(document["latency_samples"], dense, judged),
+        "size_table": _size_table(document.get("sizes", ())),
+        "size_picture": size_bars(document.get("sizes", ())),
+        "explanations": document.get("explanations", ()),
+        "profiles": document.get("profiles", ()),
+        "profile_picture": profile_bars(document.get("profiles", ())),
         "structures": _structures(document["structures"]),
         "curves": training_curves(steps),
-        "comparison": document["comparison"],
+        "comparisons": _judged_first(document["comparisons"], judged),
+        "facts_of_machine": _machine(document),
     }
+
+
+def _present(rows: Sequence[Row], columns: Iterable[tuple[str, str, str]]) -> list[tuple[str, ...]]:
+    return [column for column in columns if any(column[0] in row for row in rows)]
+
+
+def _judged_first(comparisons: Sequence[Row], judged: str) -> list[Row]:
+    return sorted(comparisons, key=lambda item: item["model"] != judged)
+
+
+def _machine(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Machine, conditions of the measurement and versions, as names and words."""
+    facts = {
+        name.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value)
+        for name, value in {**document["machine"], **document.get("conditions", {})}.items()
+        if value
+    }
+    source = document["git_commit"] or "an installed package"
+    return [
+        ("made", document["created"]),
+        ("source tree", source),
+        *facts.items(),
+        *document["versions"].items(),
+    ]
+
+
+def _size_table(sizes: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line for each part: parameters of each model, and the share of the dense model's."""
+    if not sizes:
+        return []
+    lines = []
+    dense = sizes[0]["parameters_by_part"]
+    for part in dense:
+        counts = [item["parameters_by_part"].get(part, 0) for item in sizes]
+        if any(counts):
+            lines.append({"part": part_name(part), "cells": _with_shares(counts, dense[part])})
+    totals = [item["parameters"] for item in sizes]
+    lines.append({"part": "all", "cells": _with_shares(totals, totals[0])})
+    return lines
+
+
+def _with_shares(counts: Sequence[int], dense: int) -> list[dict[str, Any]]:
+    return [{"count": count, "share": count / dense if dense else None} for count in counts]
 
 
 def _threads(latency: Sequence[Row]) -> str:
@@ -144,31 +208,8 @@ def _first(rows: Sequence[Row], model: str) -> Row | None:
     return next(iter(served or own), None)
 
 
-def _pictures(
-    document: Mapping[str, Any], accuracy: Sequence[Row], latency: Sequence[Row], dense: str
-) -> list[dict[str, Any]]:
-    targets = {claim["claim"]: claim["asked"] for claim in document["verdict"]["claims"]}
-    drawn = (
-        (
-            "Accuracy against speedup",
-            "Up and right is better. Whiskers are 95 % intervals; labels are batch x length.",
-            accuracy_against_speedup(accuracy, latency, targets=targets),
-        ),
-        (
-            "Latency distributions",
-            "Tick: median. Bar: 10th to 90th percentile. Line: 1st to 99th.",
-            latency_strips(document["latency_samples"], dense),
-        ),
-    )
-    return [
-        {"title": title, "caption": caption, "svg": svg}
-        for title, caption, svg in drawn
-        if svg is not None
-    ]
-
-
 def _structures(structures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pruned model's picture; a dense one would only be full."""
+    """The pruned models' pictures; a dense one would only be full."""
     drawn = []
     for index, (label, data) in enumerate(structures.items()):
         arch = Arch.from_json(data)
@@ -178,8 +219,12 @@ def _structures(structures: Mapping[str, Any]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _points(difference: float) -> str:
-    return f"{difference * 100:+.2f} points".replace("-", _MINUS)
+def _points(difference: float, unit: str = " points") -> str:
+    return f"{difference * 100:+.2f}{unit}".replace("-", _MINUS)
+
+
+def _times(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.2f}{_TIMES}"
 
 
 def _mib(size: float | None) -> str:
@@ -208,7 +253,14 @@ def _whole(value: float | None) -> str:
     return _MISSING if value is None else f"{value:,.0f}"
 
 
+def _share(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.1%}"
+
+
 _FILTERS = {
+    "times": _times,
+    "part": part_name,
+    "share": _share,
     "points": _points,
     "mib": _mib,
     "millions": _millions,

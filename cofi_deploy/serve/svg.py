@@ -1,7 +1,7 @@
 """Scales, axes and shapes for the report's charts: strings of SVG that follow the page's colours.
 
 Colours are CSS custom properties of the page (``--ink``, ``--grid``, ``--dense``, ``--pruned``,
-...), so one picture serves light, dark and print. Next file: `charts.py`.
+...), so one picture serves light, dark and print. Next files: `pareto.py`, `charts.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from html import escape
 # A chart is drawn this wide and shrinks with the page: text of 12 stays readable on a phone.
 WIDTH = 480
 FONT = 12
+PALETTE = tuple(f"var(--series-{number})" for number in range(1, 7))
 _CHARACTER = 6.4  # average width of a character at FONT
+_LEGEND_LINE = 18.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +92,31 @@ def y_axis(axis: Scale, left: float, right: float, label: str, *, ticks: int = 5
 
 
 def legend(entries: Sequence[tuple[str, str]], left: float, top: float) -> list[str]:
-    """Colour samples with their names, in one line."""
+    """Colour samples with their names, in as many lines as they need."""
     parts: list[str] = []
-    x = left
-    for label, colour in entries:
-        parts.append(f'<rect x="{x:.1f}" y="{top - 8:.1f}" width="12" height="8" fill="{colour}"/>')
-        parts.append(text(x + 16, top, label, style="tick"))
-        x += 32 + len(label) * _CHARACTER
+    for (label, colour), (x, row) in zip(entries, _flow(entries, left), strict=True):
+        y = top + row * _LEGEND_LINE
+        parts.append(f'<rect x="{x:.1f}" y="{y - 8:.1f}" width="12" height="8" fill="{colour}"/>')
+        parts.append(text(x + 16, y, label, style="tick"))
     return parts
+
+
+def legend_height(entries: Sequence[tuple[str, str]], left: float) -> float:
+    """Pixels below the first line of a legend."""
+    return _LEGEND_LINE * max((row for _, row in _flow(entries, left)), default=0)
+
+
+def _flow(entries: Sequence[tuple[str, str]], left: float) -> list[tuple[float, int]]:
+    """Where each entry of a legend stands: pixels from the left, and which line."""
+    places: list[tuple[float, int]] = []
+    x, row = left, 0
+    for label, _ in entries:
+        width = 32 + text_width(label)
+        if x > left and x + width - 16 > WIDTH:
+            x, row = left, row + 1
+        places.append((x, row))
+        x += width
+    return places
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str, colour: str = "") -> str:
@@ -108,11 +127,23 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str, colour: str = "
     )
 
 
-def polyline(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> str:
+def polyline(
+    points: Sequence[tuple[float, float]],
+    colour: str,
+    *,
+    dashed: bool = False,
+    style: str = "curve",
+) -> str:
     """A curve through points."""
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return f'<polyline class="curve" points="{joined}" stroke="{colour}"{dash}/>'
+    return f'<polyline class="{style}" points="{joined}" stroke="{colour}"{dash}/>'
+
+
+def dots(points: Sequence[tuple[float, float]], colour: str) -> str:
+    """Many small marks as one shape."""
+    drawn = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+    return f'<path class="dots" d="{drawn}" stroke="{colour}"/>'
 
 
 def text(

@@ -1,39 +1,32 @@
 """Dense against pruned in every runtime: accuracy, parity, latency, and the verdict.
 
-In: two subjects and a task. Out: `verify.json`, `report.html` and a `VerifyResult`. Next files:
-`verdict.py`, `report.py`.
+In: the dense model, one pruned model or a whole family of them, and a task. Out: `verify.json`,
+`report.html` and a `VerifyResult`. Next files: `scoring.py`, `verdict.py`, `report.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cofi_deploy.artifacts import write_bytes, write_json
+from cofi_deploy.errors import UsageError
+from cofi_deploy.inspect_model import describe
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.results import result_document
-from cofi_deploy.serve.accuracy import Scored, compare, disagreements, score_split
-from cofi_deploy.serve.bench import BenchSettings, OwnEncodings, bench, usable_runtimes
+from cofi_deploy.serve.bench import BenchSettings, bench
 from cofi_deploy.serve.curves import read_metrics
 from cofi_deploy.serve.report import render_report
-from cofi_deploy.serve.runner import open_runner
-from cofi_deploy.serve.significance import PairedTest, paired_test
+from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.serve.verdict import Targets, Verdict, judge
-from cofi_deploy.tasks import EncodedSplit, Example, Task
-
-logger = logging.getLogger(__name__)
+from cofi_deploy.tasks import EncodedSplit, Task
 
 RESULT_FILE = "verify.json"
 REPORT_FILE = "report.html"
-
-# A runtime that predicts otherwise than PyTorch more often than this is worth a sentence.
-_USUAL_AGREEMENT = 0.99
-_SHOWN_DISAGREEMENTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +37,8 @@ class VerifySettings:
         bench: Runtimes and operating points; accuracy is measured in the same runtimes, and in
             PyTorch always, as the reference. Targets are judged in these runtimes alone.
         targets: What was promised.
+        judged: Label of the member that the targets are about; None means the last one. The
+            others are measured and shown, and change no verdict.
         split: Of the task; ``validation`` is what nothing was chosen on.
         limit: Examples, evenly spaced over the split; None means all.
         batch_size: Of the accuracy pass.
@@ -53,6 +48,7 @@ class VerifySettings:
 
     bench: BenchSettings
     targets: Targets = field(default_factory=Targets)
+    judged: str | None = None
     split: str = "validation"
     limit: int | None = None
     batch_size: int = 32
@@ -72,17 +68,30 @@ class VerifyResult:
 
 
 def verify(
-    dense: Subject, pruned: Subject, task: Task, settings: VerifySettings, out_dir: Path
+    dense: Subject,
+    members: Sequence[Subject],
+    task: Task,
+    settings: VerifySettings,
+    out_dir: Path,
 ) -> VerifyResult:
-    """Measure accuracy and latency of both models, and write `verify.json` and `report.html`.
+    """Measure accuracy and latency of all models, and write `verify.json` and `report.html`.
+
+    Args:
+        dense: The baseline of every comparison.
+        members: The pruned model, or a family of them; all are timed in turn within a round.
+        task: What they are scored on.
+        settings: Runtimes, operating points, targets.
+        out_dir: Where both files go.
 
     Raises:
-        UsageError: An unknown runtime, or a subject without artifacts.
+        UsageError: An unknown runtime, a subject without artifacts, no member, two models of one
+            label, or a judged label that no member has.
         ArtifactError: An artifact is missing or corrupt.
         RunnerError: A runtime failed on an artifact.
         DataError: The split's data is missing or unusable.
     """
-    subjects = (dense, pruned)
+    judged = _judged(dense, members, settings)
+    subjects = (dense, *members)
     encoded = {
         subject.label: task.encode(
             settings.split, load_tokenizer(subject.tokenizer), limit=settings.limit
@@ -90,40 +99,43 @@ def verify(
         for subject in subjects
     }
     own = _own_encodings(subjects, task, settings)
-    accuracy = _measure_accuracy(subjects, task, (encoded, own), settings)
-    timed = bench(subjects, settings.bench, encoded[pruned.label], own)
+    scoring = Scoring(
+        task=task, split=settings.split, bench=settings.bench, batch_size=settings.batch_size
+    )
+    accuracy = measure_accuracy(subjects, encoded, own, scoring)
+    timed = bench(subjects, settings.bench, encoded[judged], own)
     shared = {"task": task.name, "split": settings.split}
     latency_rows = [{**shared, **row} for row in timed.rows]
-    verdict = judge(
-        settings.targets,
-        [
-            row
-            for row in accuracy.rows
-            if row["model"] == pruned.label and row["runtime"] in settings.bench.runtimes
-        ],
-        [row for row in latency_rows if row["model"] == pruned.label],
-        accuracy.tests,
-    )
+    verdict = _verdict(judged, accuracy, latency_rows, settings)
     document = {
         **result_document([*accuracy.rows, *latency_rows], command=settings.command),
+        "dense": dense.label,
+        "members": [member.label for member in members],
+        "judged": judged,
         "verdict": dataclasses.asdict(verdict),
         "skipped": timed.skipped,
         "notes": [*accuracy.notes, *timed.notes],
-        "comparison": accuracy.comparison,
+        "comparisons": accuracy.comparisons,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
+        "sizes": _sizes(subjects),
         "latency_samples": timed.samples,
     }
     return _write(document, verdict, settings, out_dir)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Accuracy:
-    """What the accuracy passes gave."""
-
-    rows: list[dict[str, Any]]
-    tests: dict[str, PairedTest | None]
-    comparison: dict[str, Any]
-    notes: list[str]
+def _judged(dense: Subject, members: Sequence[Subject], settings: VerifySettings) -> str:
+    """The label of the judged member, once all labels are found to make sense."""
+    if not members:
+        raise UsageError(f"there is no pruned model to compare with {dense.label!r}; name one")
+    labels = [member.label for member in members]
+    everybody = [dense.label, *labels]
+    twice = next((label for label in everybody if everybody.count(label) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two models are called {twice!r}; give each a label of its own")
+    judged = settings.judged or labels[-1]
+    if judged not in labels:
+        raise UsageError(f"judged is {judged!r}, allowed: {', '.join(labels)}")
+    return judged
 
 
 def _own_encodings(
@@ -141,142 +153,34 @@ def _own_encodings(
     return found
 
 
-def _measure_accuracy(
-    subjects: tuple[Subject, Subject],
-    task: Task,
-    encodings: tuple[Mapping[str, EncodedSplit], OwnEncodings],
+def _verdict(
+    judged: str,
+    accuracy: Accuracy,
+    latency_rows: Sequence[Mapping[str, Any]],
     settings: VerifySettings,
-) -> _Accuracy:
-    """Score both models in every usable runtime, PyTorch first."""
-    encoded, own = encodings
-    usable, _ = usable_runtimes(subjects, ("torch", *settings.bench.runtimes))
-    dense, pruned = subjects
-    examples = encoded[pruned.label].examples
-    result = _Accuracy(rows=[], tests={}, comparison={}, notes=[])
-    reference: dict[str, Scored] = {}
-    tests: dict[Hashable, PairedTest | None] = {}
-    for runtime in usable:
-        scored: dict[str, Scored] = {}
-        for subject in subjects:
-            logger.info("scoring %s in %s", subject.label, runtime)
-            split = own.get((subject.label, runtime), encoded[subject.label])
-            row, answers = _score(subject, runtime, task, split, settings)
-            scored[subject.label] = answers
-            if runtime == "torch":
-                reference[subject.label] = answers
-            row |= _parity_keys(reference.get(subject.label), answers)
-            row["metric_dense"] = scored[dense.label].metrics[task.metric_name]
-            result.rows.append(row)
-            result.notes.extend(_parity_note(row))
-        predictions = [scored[subject.label].predictions for subject in subjects]
-        # Most runtimes predict exactly what another one does: the same test, the same result.
-        key = (tuple(predictions[0]), tuple(predictions[1]))
-        if key not in tests:
-            seed = settings.bench.schedule.seed
-            tests[key] = paired_test(task, examples, *predictions, seed=seed)
-        test = tests[key]
-        result.tests[runtime] = test
-        if not result.comparison:
-            result.comparison.update(
-                _comparison(runtime, test, task, examples, (predictions[0], predictions[1]))
-            )
-    return result
-
-
-def _score(
-    subject: Subject,
-    runtime: str,
-    task: Task,
-    encoded: EncodedSplit,
-    settings: VerifySettings,
-) -> tuple[dict[str, Any], Scored]:
-    with open_runner(
-        subject.artifacts[runtime],
-        runtime,
-        threads=settings.bench.threads,
-        precision=settings.bench.precision,
-    ) as runner:
-        scored = score_split(runner, task, encoded, batch_size=settings.batch_size)
-        row = {
-            "task": task.name,
-            "split": settings.split,
-            "examples": len(encoded.examples),
-            **subject.row(),
-            "size_bytes": subject.size_bytes(runtime),
-            "metric_name": task.metric_name,
-            "metric": scored.metrics[task.metric_name],
-            "runtime": runtime,
-            "precision": runner.precision,
-            "device": runner.device,
-            "threads": runner.threads,
-            "wall_s": scored.wall_s,
-        }
-    return row, scored
-
-
-def _parity_keys(reference: Scored | None, answers: Scored) -> dict[str, float]:
-    if reference is None:
-        return {}
-    found = dataclasses.asdict(compare(reference, answers))
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _parity_note(row: Mapping[str, Any]) -> list[str]:
-    agreement = row.get("agreement", 1.0)
-    if agreement >= _USUAL_AGREEMENT:
-        return []
-    difference = row.get("max_abs_logit_diff")
-    detail = "other tokens" if difference is None else f"largest logit difference {difference:.3g}"
-    return [
-        f"{row['model']} in {row['runtime']} at {row['precision']} predicts otherwise than PyTorch "
-        f"for {1 - agreement:.1%} of the examples ({detail})"
-    ]
-
-
-def _comparison(
-    runtime: str,
-    test: PairedTest | None,
-    task: Task,
-    examples: Sequence[Example],
-    predictions: tuple[Sequence[Any], Sequence[Any]],
-) -> dict[str, Any]:
-    """How dense and pruned differ in one runtime, with up to 20 examples to look at."""
-    places = disagreements(*predictions)
-    if task.kind == "text-regression":  # scores always differ; the largest differences tell most
-        shown = sorted(places, key=lambda at: -abs(predictions[0][at] - predictions[1][at]))
-        shown = shown[:_SHOWN_DISAGREEMENTS]
-    else:
-        shown = places[:: max(1, -(-len(places) // _SHOWN_DISAGREEMENTS))]
-    return {
-        "runtime": runtime,
-        "kind": task.kind,
-        "test": None if test is None else dataclasses.asdict(test),
-        "agreement": 1.0 - len(places) / max(len(examples), 1),
-        "disagreements": len(places),
-        "examples": [
-            {
-                "id": examples[place].id,
-                "text": examples[place].text,
-                "text_pair": examples[place].text_pair,
-                "label": _in_words(task, _gold(examples[place])),
-                "dense": _in_words(task, predictions[0][place]),
-                "pruned": _in_words(task, predictions[1][place]),
-            }
-            for place in shown
+) -> Verdict:
+    """Of the judged member, in the runtimes that were asked for."""
+    return judge(
+        settings.targets,
+        [
+            row
+            for row in accuracy.rows
+            if row["model"] == judged and row["runtime"] in settings.bench.runtimes
         ],
-    }
+        [row for row in latency_rows if row["model"] == judged],
+        {runtime: test for (label, runtime), test in accuracy.tests.items() if label == judged},
+    )
 
 
-def _gold(example: Example) -> Any:
-    return example.answers[0].text if example.answers else example.label
-
-
-def _in_words(task: Task, value: Any) -> str:
-    if task.labels and isinstance(value, int):
-        return task.labels[value]
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "no answer" if value in {None, ""} else str(value)
+def _sizes(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Parameters by part of every model whose directory is known."""
+    found = []
+    for subject in subjects:
+        if "torch" in subject.artifacts:
+            facts = describe(subject.artifacts["torch"])
+            keys = ("parameters", "parameters_by_part", "size_bytes", "dtypes")
+            found.append({"model": subject.label, **{key: facts[key] for key in keys}})
+    return found
 
 
 def _write(

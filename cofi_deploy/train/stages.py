@@ -17,7 +17,7 @@ from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.batches import Batches
-from cofi_deploy.train.distill import LayerProjection
+from cofi_deploy.train.distill import LayerProjection, teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
@@ -106,7 +106,7 @@ def teacher_stage(setup: Setup, model: CofiPreTrainedModel, name: str = "teacher
 def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
     """Teach the student the task without masks: the paper's pre-pruning phase."""
     s = setup.settings
-    notes: dict[str, object] = {}
+    notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
         batch = setup.batches.at(step)
@@ -145,7 +145,7 @@ def prune_stage(
     warmup_steps = setup.batches.steps(s.warmup_epochs * share)
     steps = warmup_steps + setup.batches.steps(s.prune_epochs)
     shape = student.gates.shape
-    notes: dict[str, object] = {}
+    notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
         batch = setup.batches.at(step)
@@ -198,7 +198,7 @@ def prune_stage(
         loss=loss,
         after_step=student.gates.clamp,
         evaluate=lambda: _evaluate_masked(setup, student),
-        notes=lambda: notes,
+        notes=lambda: {**notes, "realized_sparsity": _realized(student)},
         pace=_pace(setup),
     )
 
@@ -213,7 +213,7 @@ def finetune_stage(
 ) -> Stage:
     """Fine-tune the cut model: same losses, no masks; the best weights on selection are kept."""
     s = setup.settings
-    notes: dict[str, object] = {}
+    notes = _notes(setup, model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
         batch = setup.batches.at(step)
@@ -248,10 +248,21 @@ def finetune_name(target: float) -> str:
     return f"finetune-{target:g}"
 
 
+def _notes(setup: Setup, model: CofiPreTrainedModel) -> dict[str, object]:
+    """What ``matched_layers`` is matched to: 1-based numbers of the teacher's layers."""
+    layers = teacher_layers(model.arch.dense.layers, setup.settings.teacher_layers)
+    return {"teacher_layers": list(layers)}
+
+
 def _evaluate_masked(setup: Setup, student: Student) -> dict[str, float]:
     masks: Masks = student.gates.fixed()
     scores = evaluate(student.model, setup.task, setup.selection, masks)
-    return {**scores, "realized_sparsity": realized_sparsity(masks, student.gates.shape)}
+    return {**scores, "realized_sparsity": _realized(student)}
+
+
+def _realized(student: Student) -> float:
+    """What would be pruned if the model were cut now; draws no random number."""
+    return realized_sparsity(student.gates.fixed(), student.gates.shape)
 
 
 def _fitted_gate_lr(setup: Setup) -> float:

@@ -21,7 +21,9 @@ def test_two_models_outside_of_a_run_need_a_task(own_run, tmp_path):
 
 
 def test_three_models_are_for_bench(tiny_run):
-    with pytest.raises(UsageError, match=r"one dense and one pruned model, got 3; .* bench"):
+    with pytest.raises(
+        UsageError, match=r"one dense and one pruned model, or a run's, got 3; .* bench"
+    ):
         api.verify([tiny_run] * 3)
 
 
@@ -76,26 +78,64 @@ def verified(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compares_with_the_teacher_of_the_run(verified, tiny_run):
     document = read_json(verified / "verify.json")
     rows = document["rows"]
-    assert {row["model"] for row in rows} == {"dense", "pruned"}
+    assert {row["model"] for row in rows} == {"dense", "s50", "s80"}
     assert {row["runtime"] for row in rows} == {"torch", "onnxruntime-cpu"}
     assert {row["recipe"] for row in rows} == {"balanced"}
-    pruned = [row for row in rows if row["model"] == "pruned"]
-    assert {row["target_sparsity"] for row in pruned} == {0.8}
-    realized = read_json(tiny_run / "run.json")["result"]["models"][-1]["realized_sparsity"]
-    assert {row["realized_sparsity"] for row in pruned} == {realized}
+    for entry in read_json(tiny_run / "run.json")["result"]["models"]:
+        label = f"s{100 * entry['target_sparsity']:g}"
+        own = [row for row in rows if row["model"] == label]
+        assert {row["target_sparsity"] for row in own} == {entry["target_sparsity"]}
+        assert {row["realized_sparsity"] for row in own} == {entry["realized_sparsity"]}
+    assert document["judged"] == "s80"
 
 
 @pytest.mark.slow
 def test_onnx_runtime_predicts_what_pytorch_does(verified):
     rows = read_json(verified / "verify.json")["rows"]
     scored = [row for row in rows if "agreement" in row and row["runtime"] != "torch"]
-    assert [row["agreement"] for row in scored] == [1.0, 1.0]
+    assert [row["agreement"] for row in scored] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.slow
 def test_missing_exports_are_made_below_the_root(verified):
     names = {path.relative_to(verified).as_posix() for path in verified.glob("exports/*/*")}
-    assert names == {"exports/sst2-tiny/onnx", "exports/sst2-tiny-teacher/onnx"}
+    assert names == {
+        "exports/sst2-tiny/onnx",
+        "exports/sst2-tiny-0.5/onnx",
+        "exports/sst2-tiny-teacher/onnx",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", ["models/0.5", "model"])
+def test_a_member_that_is_named_is_measured_and_judged_alone(member, tiny_run, tmp_path):
+    document = api.verify(
+        [tiny_run / member],
+        runtimes=("torch",),
+        limit=10,
+        max_drop=100,
+        output=tmp_path,
+        exports_root=tmp_path / "exports",
+        **{**QUICK, "points": ()},
+    ).document
+    assert (document["members"], document["judged"]) == (["pruned"], "pruned")
+    targets = {row.get("target_sparsity") for row in document["rows"] if row["model"] == "pruned"}
+    assert targets == {0.5 if member == "models/0.5" else 0.8}
+
+
+@pytest.mark.slow
+def test_targets_of_a_run_are_about_its_main_model(tiny_run, tmp_path):
+    result = api.verify(
+        [tiny_run],
+        runtimes=("torch",),
+        limit=10,
+        max_drop=100,
+        output=tmp_path,
+        exports_root=tmp_path / "exports",
+        **{**QUICK, "points": ()},
+    )
+    assert result.document["judged"] == "s80"
+    assert len(result.verdict.claims) == 1
 
 
 @pytest.mark.slow

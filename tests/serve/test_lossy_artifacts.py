@@ -92,7 +92,7 @@ def test_verify_reads_a_cut_vocabulary_with_its_own_tokenizer(pruned, task, quic
     settings = VerifySettings(
         bench=quick("torch", "onnxruntime-cpu", points=("2x8", "1xtask")), limit=30
     )
-    document = verify(pruned, cut, task, settings, tmp_path / "out").document
+    document = verify(pruned, [cut], task, settings, tmp_path / "out").document
     scored = [row for row in document["rows"] if "metric" in row]
     assert {row["agreement"] for row in scored} == {1.0}
     assert all(row["max_abs_logit_diff"] < 1e-4 for row in scored)

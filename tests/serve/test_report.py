@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from cofi_deploy.arch import Arch, DenseShape, LayerArch
 from cofi_deploy.serve.report import render_report
+from tests.serve.report_documents import MEMBERS, family_document, pair_document, training_steps
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -59,133 +60,14 @@ def parse(html: str) -> Page:
     return page
 
 
-def arch_json(heads: int, ffn: int):
-    layers = (LayerArch(heads=heads, ffn=ffn),) * 2
-    sizes = DenseShape(layers=2, hidden=16, heads=4, ffn=32, head_size=4)
-    return Arch(
-        family="bert",
-        vocab_size=99,
-        max_positions=40,
-        type_vocab_size=2,
-        hidden=16,
-        head_size=4,
-        layers=layers,
-        dense=sizes,
-    ).to_json()
-
-
-def accuracy_row(model, runtime, metric):
-    return {
-        "task": "sst2",
-        "split": "validation",
-        "examples": 872,
-        "model": model,
-        "parameters": 1_000_000,
-        "realized_sparsity": 0.95,
-        "size_bytes": 4 * 2**20,
-        "metric_name": "accuracy",
-        "metric": metric,
-        "metric_dense": 0.93,
-        "agreement": 0.999,
-        "max_abs_logit_diff": 2e-6,
-        "runtime": runtime,
-        "precision": "fp32",
-        "device": "cpu",
-        "threads": 2,
-        "wall_s": 3.25,
-    }
-
-
-def latency_row(model, runtime, p50, **more):
-    return {
-        "task": "sst2",
-        "split": "validation",
-        "model": model,
-        "runtime": runtime,
-        "precision": "fp32",
-        "device": "cpu",
-        "threads": 2,
-        "batch_size": 1,
-        "seq_len": 128,
-        "p50_ms": p50,
-        "p90_ms": p50 * 1.05,
-        "p99_ms": p50 * 1.2,
-        "sequences_per_s": 1000 / p50,
-        **more,
-    }
+@pytest.fixture
+def document():
+    return pair_document()
 
 
 @pytest.fixture
-def document():
-    speedup = {"speedup": 12.8, "speedup_low": 12.5, "speedup_high": 13.1}
-    return {
-        "created": "2026-01-01T00:00:00+00:00",
-        "command": "cofi-deploy verify runs/sst2/model",
-        "git_commit": None,
-        "machine": {"cpu": "A & B <fast>", "cpu_flags": ["avx2", "fma"], "gpu": None, "cores": 2},
-        "versions": {"torch": "2.13.0"},
-        "rows": [
-            accuracy_row("dense", "onnxruntime-cpu", 0.93),
-            accuracy_row("pruned", "onnxruntime-cpu", 0.9177),
-            latency_row("dense", "onnxruntime-cpu", 91.23),
-            latency_row("pruned", "onnxruntime-cpu", 7.127, **speedup),
-        ],
-        "verdict": {
-            "ok": False,
-            "sentence": "Missed: accuracy in onnxruntime-cpu drops by 1.23 points.",
-            "claims": [
-                {
-                    "claim": "max_drop",
-                    "asked": 1.0,
-                    "outcome": "missed",
-                    "sentence": "accuracy drops by 1.23 points, allowed: 1",
-                },
-                {
-                    "claim": "min_speedup",
-                    "asked": 8.0,
-                    "outcome": "held",
-                    "sentence": "12.8 times faster, asked: 8",
-                },
-            ],
-        },
-        "skipped": [{"runtime": "tensorrt", "reason": "the CUDA driver shows no NVIDIA GPU"}],
-        "notes": ["a note & its <consequences>"],
-        "comparison": {
-            "runtime": "onnxruntime-cpu",
-            "kind": "text-classification",
-            "test": {
-                "difference": -0.0123,
-                "low": -0.02,
-                "high": 0.001,
-                "only_first": 18,
-                "only_second": 7,
-                "p_value": 0.043,
-            },
-            "agreement": 0.98,
-            "disagreements": 17,
-            "examples": [
-                {
-                    "id": "1",
-                    "text": "<script>alert(1)</script> fine",
-                    "text_pair": None,
-                    "label": "positive",
-                    "dense": "positive",
-                    "pruned": "negative",
-                }
-            ],
-        },
-        "structures": {"dense": arch_json(4, 32), "pruned": arch_json(1, 3)},
-        "latency_samples": [
-            {
-                "model": model,
-                "runtime": "onnxruntime-cpu",
-                "batch_size": 1,
-                "seq_len": 128,
-                "sorted_ms": [p50 * 0.98, p50, p50 * 1.2],
-            }
-            for model, p50 in (("dense", 91.2), ("pruned", 7.1))
-        ],
-    }
+def family():
+    return family_document()
 
 
 def test_the_verdict_is_the_first_sentence(document):
@@ -211,7 +93,10 @@ def test_the_page_needs_nothing_from_elsewhere(document):
     page = parse(render_report(document))
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "link", "img", "iframe", "object"}
-    assert all(not attrs.keys() & {"src", "href", "xlink:href"} for _, attrs in page.tags)
+    assert all(not attrs.keys() & {"src", "xlink:href"} for _, attrs in page.tags)
+    links = [attrs["href"] for _, attrs in page.tags if "href" in attrs]
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(page.ids())
     assert "@import" not in render_report(document)
     assert "url(" not in render_report(document)
 
@@ -255,13 +140,19 @@ def test_foreign_text_is_escaped(document):
 def test_skipped_runtimes_and_the_test_are_told(document):
     text = " ".join(parse(render_report(document)).text.split())
     assert "tensorrt was skipped: the CUDA driver shows no NVIDIA GPU" in text
-    assert "Only dense is right on 18 examples, only pruned on 7" in text
+    assert (
+        "Only dense is right on 18, only pruned on 7; both are wrong, each in its way, on 0."
+        in text
+    )
     assert "p = 0.043" in text
+    assert "1 of 18 where only dense is right (all)" in text
 
 
-def test_scores_are_shown_by_their_difference(document):
-    document["comparison"]["kind"] = "text-regression"
-    assert "The 1 texts whose scores differ most." in parse(render_report(document)).text
+def test_scores_are_told_by_who_is_closer(document):
+    document["comparisons"][0]["kind"] = "text-regression"
+    text = " ".join(parse(render_report(document)).text.split())
+    assert "dense is closer to the label on 18 examples, pruned on 7." in text
+    assert "1 of 18 where dense is closer" in text
 
 
 def test_a_noisy_speedup_is_called_noisy(document):
@@ -278,7 +169,7 @@ def test_a_result_without_timings_curves_or_targets_is_a_page_too(document):
     for row in document["rows"]:
         for key in ("agreement", "max_abs_logit_diff", "parameters"):
             del row[key]
-    document |= {"latency_samples": [], "skipped": [], "notes": [], "comparison": {}}
+    document |= {"latency_samples": [], "skipped": [], "notes": [], "comparisons": []}
     document["verdict"] = {"ok": True, "sentence": "No targets were set.", "claims": []}
     page = parse(render_report(document))
     assert ("div", {"class": "verdict none"}) in page.tags
@@ -290,3 +181,131 @@ def test_colours_follow_the_reader_and_print_is_light(document):
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
     assert 'name="viewport"' in html
+
+
+def test_a_family_of_four_in_four_runtimes_is_a_small_page(family):
+    assert len(render_report(family, training_steps())) < 1_000_000
+
+
+def test_every_member_is_in_every_table_and_picture(family):
+    html = render_report(family, training_steps())
+    page = parse(html)
+    for label in MEMBERS:
+        rows = [row for row in page.rows if row and row[0].strip() == label]
+        assert len(rows) == 4 + 4 * 3 + 1  # accuracy, latency, profile
+    titles = [part.split("</title>")[0].split(">")[-1] for part in html.split("<title")[1:]]
+    for shape in ("1x128", "32x128", "1xtask"):
+        assert f"Accuracy against speedup at {shape}" in titles
+    for runtime in ("torch", "openvino"):
+        assert f"Latency distributions in {runtime}" in titles
+    assert {"Parameters by part", "Time by part", "Sparsity of the encoder"} <= set(titles)
+
+
+def test_a_diagnosis_stands_directly_under_the_verdict(family):
+    text = " ".join(parse(render_report(family)).text.split())
+    told = "s95 in openvino: wrong precision. It answers at bf16 where fp32 was asked for"
+    assert text.index("Missed: accuracy") < text.index(told) < text.index("claims, one by one")
+
+
+def test_columns_that_only_some_results_have_are_shown_where_there_are_any(family, document):
+    names = ["requests", "tokens/s", "clients", "seq/s saturated", "load", "first", "peak MiB"]
+    headings = [cell.strip() for row in parse(render_report(family)).rows for cell in row]
+    assert all(name in headings for name in names)
+    headings = [cell.strip() for row in parse(render_report(document)).rows for cell in row]
+    assert not set(names) & set(headings)
+
+
+def test_where_the_time_goes_is_told_with_its_table(family):
+    page = parse(render_report(family))
+    text = " ".join(page.text.split())
+    assert "openvino at 1 × 128. Attention is below its share" in text  # noqa: RUF001
+    assert "8.10 times faster with 12.40 times fewer operations." in text
+    cells = [[cell.strip() for cell in row] for row in page.rows]
+    assert ["FFN", "8.00", "1.00", "8.00×", "11.00×"] in cells  # noqa: RUF001
+
+
+def test_sizes_are_told_with_their_share_of_the_dense_ones(family):
+    cells = [[" ".join(cell.split()) for cell in row] for row in parse(render_report(family)).rows]
+    (ffn,) = [row for row in cells if row[0] == "FFN" and "7,100,000" in row]
+    assert ffn[2] == "1,420,000 20.0%"
+    assert ["pooler", *["147,000"], *["147,000 100.0%"] * 4] in cells
+
+
+def test_conditions_stand_beside_the_machine(family):
+    text = parse(render_report(family)).text
+    for fact in ("affinity0-1", "busy percent0.4", "governorperformance", "cores2"):
+        assert fact in text
+
+
+def test_the_errors_of_the_judged_member_come_first(family):
+    text = parse(render_report(family)).text
+    assert text.index("s95 against dense, in torch") < text.index("s60 against dense, in torch")
+    assert "20 of 60 where only dense is right (evenly spaced over the split)" in text
+    assert "20 of 25 where only s95 is right (evenly spaced over the split)" in text
+
+
+def test_every_table_has_a_caption_and_every_picture_a_role(family):
+    page = parse(render_report(family, training_steps()))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 10
+    pictures = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(pictures) > 15
+    assert all(attrs["role"] == "img" and attrs["aria-labelledby"] for attrs in pictures)
+    assert len(page.ids()) == len(set(page.ids()))
+
+
+def test_what_scrolls_and_what_opens_can_be_reached_by_keyboard(family):
+    page = parse(render_report(family))
+    for _, attrs in page.tags:
+        if attrs.get("class") == "scroll":
+            assert attrs["tabindex"] == "0"
+            assert attrs["role"] == "region"
+            assert attrs.get("aria-label") or attrs.get("aria-labelledby")
+        assert "onclick" not in attrs
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("details") == tags.count("summary") > 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "print"])
+def test_text_has_enough_contrast(document, theme):
+    colours = css_colours(render_report(document), theme)
+    tinted = mixed(colours["pruned"], colours["paper"], 0.08)  # the judged model's rows
+    grounds = [colours["paper"], colours["panel"], tinted]
+    words = ["ink", "soft", "held", "missed", "undecided", "none", "pruned"]
+    words += [f"series-{number}" for number in range(1, 7)]
+    for name in words:
+        for ground in grounds:
+            # Labels of a picture stand on paper only.
+            if not name.startswith("series") or ground == colours["paper"]:
+                assert contrast(colours[name], ground) >= 4.5, (name, ground)
+    assert contrast(colours["dense"], colours["paper"]) >= 3  # of marks: WCAG 1.4.11
+
+
+def css_colours(html: str, theme: str) -> dict[str, tuple[float, ...]]:
+    """Custom properties of the page in one theme, as red, green and blue from 0 to 1."""
+    blocks = [part.split("}")[0] for part in html.split(":root {")[1:]]
+    before = {"light": "", "dark": "prefers-color-scheme: dark", "print": "@media print"}[theme]
+    heads = [part[-60:] for part in html.split(":root {")[:-1]]
+    (block,) = [
+        block
+        for head, block in zip(heads, blocks, strict=True)
+        if (before in head if before else "@media" not in head)
+    ]
+    pairs = re.findall(r"--([a-z0-9-]+): #([0-9a-f]{6})", block)
+    return {name: tuple(bytes.fromhex(value)) for name, value in pairs}
+
+
+def mixed(one, other, share):
+    return tuple(share * a + (1 - share) * b for a, b in zip(one, other, strict=True))
+
+
+def contrast(one, other) -> float:
+    """WCAG 2.2, "contrast ratio"."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour) -> float:
+    parts = [value / 255 for value in colour]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 
 from cofi_deploy.artifacts import read_json
+from cofi_deploy.errors import UsageError
 from cofi_deploy.serve.bench import BenchSettings
 from cofi_deploy.serve.latency import OperatingPoint, Schedule
 from cofi_deploy.serve.subject import Subject
@@ -37,7 +38,7 @@ def verified(subjects, task, tmp_path_factory):
         metrics_file=metrics,
         command=("cofi-deploy", "verify", "--max-drop", "100"),
     )
-    return verify(subjects["dense"], subjects["pruned"], task, settings, out)
+    return verify(subjects["dense"], [subjects["pruned"]], task, settings, out)
 
 
 def rows(verified, key):
@@ -99,18 +100,20 @@ def test_an_impossible_speedup_is_no(verified):
     assert kinds["min_speedup"] in {"missed", "undecided"}
 
 
-def test_examples_on_which_the_models_disagree_are_shown_in_words(verified):
-    comparison = verified.document["comparison"]
-    assert comparison["runtime"] == "torch"
-    assert 0 < len(comparison["examples"]) <= 20
-    for example in comparison["examples"]:
-        assert example["dense"] != example["pruned"]
-        assert {example["label"], example["dense"], example["pruned"]} <= {
-            "negative",
-            "neutral",
-            "positive",
-        }
+def test_errors_that_changed_are_shown_in_words_in_both_directions(verified):
+    (comparison,) = verified.document["comparisons"]
+    assert (comparison["model"], comparison["runtime"]) == ("pruned", "torch")
+    counts = [comparison[key]["count"] for key in ("lost", "gained")]
+    assert all(counts)
+    assert sum(counts) + comparison["both_wrong"] == comparison["disagreements"]
     assert comparison["agreement"] == 1 - comparison["disagreements"] / 40
+    for key, right in (("lost", "dense"), ("gained", "pruned")):
+        examples = comparison[key]["examples"]
+        assert len(examples) == min(comparison[key]["count"], 20)
+        for example in examples:
+            assert example[right] == example["label"]
+            assert example["dense"] != example["pruned"]
+            assert example["label"] in {"negative", "neutral", "positive"}
 
 
 def test_the_report_has_the_curves_of_the_run(verified):
@@ -121,7 +124,7 @@ def test_a_missed_drop_is_no(subjects, task, quick, tmp_path):
     settings = VerifySettings(
         bench=quick("onnxruntime-cpu", points=()), targets=Targets(max_drop=-100), limit=10
     )
-    result = verify(subjects["dense"], subjects["pruned"], task, settings, tmp_path)
+    result = verify(subjects["dense"], [subjects["pruned"]], task, settings, tmp_path)
     assert not result.ok
     assert [claim.runtime for claim in result.verdict.claims] == ["onnxruntime-cpu"]
     assert result.verdict.sentence.startswith("Missed: accuracy in onnxruntime-cpu drops by")
@@ -135,10 +138,11 @@ def test_equal_models_differ_in_nothing(subjects, task, quick, tmp_path):
     settings = VerifySettings(
         bench=quick("torch", points=()), targets=Targets(max_drop=0), limit=20
     )
-    result = verify(twin, pruned, task, settings, tmp_path)
+    result = verify(twin, [pruned], task, settings, tmp_path)
     assert result.ok
-    assert result.document["comparison"]["disagreements"] == 0
-    test = result.document["comparison"]["test"]
+    (comparison,) = result.document["comparisons"]
+    assert comparison["disagreements"] == 0
+    test = comparison["test"]
     assert (test["difference"], test["low"], test["high"], test["p_value"]) == (0, 0, 0, 1)
 
 
@@ -150,7 +154,87 @@ def test_exports_without_a_model_directory_are_scored_without_agreement(
         for label, subject in subjects.items()
     ]
     settings = VerifySettings(bench=quick("onnxruntime-cpu", points=("1x8",)), limit=10)
-    result = verify(exports[0], exports[1], task, settings, tmp_path)
+    result = verify(exports[0], [exports[1]], task, settings, tmp_path)
     assert result.ok
     assert all("agreement" not in row for row in rows(result, "metric"))
     assert result.report_file.is_file()
+
+
+@pytest.fixture(scope="module")
+def family(subjects, task, tmp_path_factory):
+    """Dense and two members: the first is the dense model's twin, the second is pruned."""
+    settings = VerifySettings(
+        bench=BenchSettings(
+            runtimes=("torch", "onnxruntime-cpu"),
+            points=(OperatingPoint.parse("2x8"),),
+            threads=1,
+            schedule=Schedule(min_repeats=3, max_seconds=0.0),
+            fresh_process=False,
+        ),
+        targets=Targets(max_drop=0),
+        judged="s0",
+        limit=30,
+    )
+    twin = Subject(label="s0", artifacts=subjects["dense"].artifacts)
+    pruned = Subject(label="s95", artifacts=subjects["pruned"].artifacts)
+    out = tmp_path_factory.mktemp("family")
+    return verify(subjects["dense"], [twin, pruned], task, settings, out)
+
+
+def test_every_member_of_a_family_is_scored_and_timed_beside_the_dense_model(family):
+    labels = ["dense", "s0", "s95"]
+    for key in ("metric", "p50_ms"):
+        found = [(row["runtime"], row["model"]) for row in rows(family, key)]
+        expected = [(name, label) for name in ("torch", "onnxruntime-cpu") for label in labels]
+        assert found == expected
+    document = family.document
+    assert (document["dense"], document["members"]) == ("dense", ["s0", "s95"])
+    assert list(document["structures"]) == labels
+
+
+def test_targets_of_a_family_are_about_the_judged_member_alone(family):
+    assert family.document["judged"] == "s0"
+    assert family.ok  # the twin loses nothing, whatever the pruned member loses
+    assert [claim.runtime for claim in family.verdict.claims] == ["torch", "onnxruntime-cpu"]
+    assert all(claim.measured == 0 for claim in family.verdict.claims)
+
+
+def test_each_member_has_its_own_paired_test(family):
+    by_label = {item["model"]: item for item in family.document["comparisons"]}
+    assert by_label["s0"]["disagreements"] == 0
+    assert by_label["s95"]["disagreements"] > 0
+    for row in rows(family, "metric"):
+        if row["model"] == "dense":
+            assert "change_low" not in row
+            continue
+        test = by_label[row["model"]]["test"]
+        assert (row["change_low"], row["change_high"]) == (test["low"], test["high"])
+        assert row["p_value"] == test["p_value"]
+        change = row["metric"] - row["metric_dense"]
+        assert row["change_low"] <= change <= row["change_high"]
+
+
+def test_sizes_tell_the_parameters_of_every_part(family):
+    sizes = {item["model"]: item for item in family.document["sizes"]}
+    assert list(sizes) == ["dense", "s0", "s95"]
+    parameters = {row["model"]: row["parameters"] for row in rows(family, "metric")}
+    for label, size in sizes.items():
+        assert sum(size["parameters_by_part"].values()) == size["parameters"] == parameters[label]
+    assert sizes["s95"]["parameters_by_part"]["ffn"] < sizes["dense"]["parameters_by_part"]["ffn"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "judged", "message"),
+    [
+        pytest.param([], None, "there is no pruned model to compare with 'dense'", id="none"),
+        pytest.param(["a", "a"], None, "two models are called 'a'", id="twice"),
+        pytest.param(["dense"], None, "two models are called 'dense'", id="like the dense one"),
+        pytest.param(["a", "b"], "c", "judged is 'c', allowed: a, b", id="unknown"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(labels, judged, message, subjects, task, tmp_path):
+    members = [Subject(label=name, artifacts=subjects["pruned"].artifacts) for name in labels]
+    settings = VerifySettings(bench=BenchSettings(runtimes=("torch",), points=()), judged=judged)
+    with pytest.raises(UsageError, match=message):
+        verify(subjects["dense"], members, task, settings, tmp_path)
+    assert list(tmp_path.iterdir()) == []

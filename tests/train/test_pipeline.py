@@ -62,6 +62,23 @@ def test_metrics_jsonl_has_each_step_of_each_stage_once(finished_run):
     assert [stage for stage in STAGES if any(entry[0] == stage for entry in logged)] == STAGES
 
 
+def test_metrics_jsonl_has_what_training_curves_are_drawn_from(finished_run):
+    logged = [line for line in finished_run.metrics if "split" not in line]
+    for line in logged:
+        if line["stage"] == "teacher":
+            continue
+        assert {"loss", "loss_prediction", "loss_layer"} <= line.keys()
+        assert line["teacher_layers"] == [2, 3]
+        assert len(line["matched_layers"]) == 2
+        assert all(0 <= layer < 3 for layer in line["matched_layers"])
+        if line["stage"].startswith("prune"):
+            assert 0 <= line["expected_sparsity"] <= 1
+            assert 0 <= line["realized_sparsity"] <= 1
+            assert {"target_sparsity", "lambda_linear", "lambda_quadratic"} <= line.keys()
+            assert "loss_lagrangian" in line
+    assert any("realized_sparsity" in line for line in logged)
+
+
 def test_a_given_teacher_is_taken_instead_of_trained(finished_run, train_run, tmp_path):
     given = finished_run.directory / "teacher"
     run = train_run(tmp_path, teacher=given, sparsities=(0.6,), distill_epochs=0.0)
