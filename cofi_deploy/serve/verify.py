@@ -108,6 +108,7 @@ def verify(
         **result_document([*accuracy.rows, *latency_rows], command=settings.command),
         "verdict": dataclasses.asdict(verdict),
         "skipped": timed.skipped,
+        "conditions": timed.conditions,
         "notes": [*accuracy.notes, *timed.notes],
         "comparison": accuracy.comparison,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
