@@ -123,7 +123,9 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     Args:
         models: Run or model directories; nothing: the newest run, its teacher first.
         runtimes: Where to measure.
-        points: Operating points, `<batch>x<length>`.
+        points: Operating points, `<batch>x<length>` or `<batch>xtask`.
+        task: Where the texts of `xtask` come from; None means the task of the first run among the
+            models. Any length in tokens is timed without.
         threads: Of one inference; None means the physical cores.
         min_repeats: Rounds for each operating point, whatever they take.
         max_seconds: Of timing for each operating point, once there are so many rounds.
