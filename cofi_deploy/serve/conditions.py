@@ -20,8 +20,9 @@ import psutil
 # Share of the allowed processors that other work may take while we measure. On a quiet machine it
 # is below 0.02 (kernel, timers, a monitor); ten percent already shows in a p99.
 BUSY_LIMIT = 0.10
-# From here on not even the ratio is told: the two models no longer compute on the same machine.
-BUSY_LIMIT_OF_RATIO = 0.50
+# From here on not even the ratio is told. Below, its own interval judges it: one busy neighbour on
+# two cores disturbs both models alike, and only widens the interval.
+BUSY_LIMIT_OF_RATIO = 0.75
 # Involuntary context switches each second and thread. The scheduler's slice is some milliseconds,
 # so that a thread with a rival loses its processor a hundred times a second or more.
 SWITCH_LIMIT = 50.0

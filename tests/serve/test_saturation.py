@@ -133,7 +133,7 @@ def test_a_busy_machine_has_no_throughput(subjects, limits, monkeypatch):
         window_s=5.0,
         cores=2,
         own_cores=0.5,
-        others_cores=1.4,
+        others_cores=1.6,
         stolen_cores=0.0,
         switches_per_s=0.0,
     )
@@ -144,5 +144,5 @@ def test_a_busy_machine_has_no_throughput(subjects, limits, monkeypatch):
     assert got.keys["pruned"]["saturated_speedup_low"] is None
     assert got.notes == [
         "saturated onnxruntime-cpu@1x4: this machine is too busy to measure: other processes used "
-        "1.4 of 2 cores; stop other work and measure again"
+        "1.6 of 2 cores; stop other work and measure again"
     ]
