@@ -79,8 +79,9 @@ def _cell(timed: Sequence[Row], runtime: str, shape: tuple[int, int]) -> str:
     ]
     if not found:
         return ""
-    p50 = sorted(row["p50_ms"] for row in found)[len(found) // 2]
-    text = f"{p50:.2f}" if p50 < 10 else f"{p50:.0f}"
+    times = sorted(row["p50_ms"] for row in found if row["p50_ms"] is not None)
+    p50 = times[len(times) // 2] if times else None
+    text = "too busy" if p50 is None else f"{p50:.2f}" if p50 < 10 else f"{p50:.0f}"
     row = found[0]
     if "speedup" in row and row["speedup"] is None:
         text += ", too noisy to compare"

@@ -290,6 +290,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
         limit=flags["limit"],
         min_repeats=flags["min_repeats"],
         max_seconds=flags["max_seconds"],
+        saturate=flags["saturate"],
         output=flags["output"],
         **targets,
     )
@@ -306,8 +307,11 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     "points",
     multiple=True,
     metavar="BATCHxLENGTH",
-    help="Operating point.  [default: 1x128, 32x128]",
+    help="Operating point; LENGTH may be 'task' with --task.  [default: 1x128, 32x128]",
 )
+@click.option("--task", help="Take texts and lengths from this task; not needed for fixed lengths.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Local files of --task.")
+@click.option("--data", help="Your own data, for --task text-classification or text-regression.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
 @common_options
 def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
@@ -315,25 +319,32 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
 
     \b
     cofi-deploy bench runs/a/teacher runs/a runs/b --point 1x128 --point 32x128
+    cofi-deploy bench runs/a/teacher runs/a --point 1xtask --saturate --output bench.json
     """
     _check_places(models)
+    named = _named_task(flags)
     from cofi_deploy import summary
     from cofi_deploy.api import verifying
-    from cofi_deploy.results import result_document, write_results
+    from cofi_deploy.api.run_task import TaskArguments
+    from cofi_deploy.artifacts import write_json
+    from cofi_deploy.results import result_document
 
     result = verifying.bench(
         models,
         runtimes=flags["runtimes"] or verifying.DEFAULT_RUNTIMES,
         points=flags["points"] or ("1x128", "32x128"),
+        task=None if named is None else TaskArguments(**named),
         threads=flags["threads"],
         min_repeats=flags["min_repeats"],
         max_seconds=flags["max_seconds"],
+        saturate=flags["saturate"],
     )
     summary.print_latency(result)
+    document = result_document(result.rows) | result.document_keys()
     if output is None:
-        print_json(result_document(result.rows))
+        print_json(document)
     else:
-        write_results(output, result.rows)
+        write_json(output, document)
 
 
 @main.command()
@@ -435,7 +446,7 @@ def _check_places(models: tuple[Path, ...]) -> None:
 
 
 def _named_task(flags: dict[str, Any]) -> dict[str, Any] | None:
-    """What `verify` was told about the task; None: the run knows it."""
+    """What the command line says of the task; None: the run knows it."""
     name, data_dir, data = flags["task"], flags["data_dir"], flags["data"]
     if name is None:
         if data_dir is not None or data is not None:

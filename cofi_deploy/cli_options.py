@@ -117,6 +117,11 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Of timing, for each operating point.",
         ),
+        click.option(
+            "--saturate",
+            is_flag=True,
+            help="Also measure the throughput of as many concurrent clients as help.",
+        ),
     )
     for option in reversed(options):  # the last one applied is the first one in the help
         function = option(function)

@@ -232,7 +232,6 @@ def _add_runtime(table: Table, runtime: str, rows: list[Mapping[str, Any]]) -> N
     for dense, pruned in zip(timed["dense"], timed["pruned"], strict=True):
         table.add_row(
             f"p50 ms at {dense['batch_size']}x{dense['seq_len']}, {runtime}",
-            f"{dense['p50_ms']:.2f}",
-            f"{pruned['p50_ms']:.2f}",
+            *("too busy" if r["p50_ms"] is None else f"{r['p50_ms']:.2f}" for r in (dense, pruned)),
             "too noisy" if pruned["speedup"] is None else f"{pruned['speedup']:.1f}x faster",
         )

@@ -15,6 +15,8 @@ from cofi_deploy.serve.verify import VerifyResult
 
 Row = Mapping[str, Any]
 
+_TIMES = ("p50 ms", "p90 ms", "p99 ms", "sequences/s", "tokens/s")
+
 
 def print_run(run: Path) -> None:
     """What a training run came to: metric, sparsity, sizes, speed of training."""
@@ -59,7 +61,8 @@ def print_verification(result: VerifyResult) -> None:
     console = Console(stderr=True)
     rows = result.document["rows"]
     console.print(_accuracy_table([row for row in rows if "metric" in row]))
-    console.print(_latency_table([row for row in rows if "p50_ms" in row]))
+    for table in _latency_tables([row for row in rows if "p50_ms" in row]):
+        console.print(table)
     for skipped in result.document["skipped"]:
         console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
     for note in result.document["notes"]:
@@ -71,7 +74,8 @@ def print_verification(result: VerifyResult) -> None:
 def print_latency(result: BenchResult) -> None:
     """Latency rows of `bench`."""
     console = Console(stderr=True)
-    console.print(_latency_table([row for row in result.rows if "p50_ms" in row]))
+    for table in _latency_tables([row for row in result.rows if "p50_ms" in row]):
+        console.print(table)
     for skipped in result.skipped:
         console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
     for note in result.notes:
@@ -96,26 +100,60 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _latency_table(rows: Sequence[Row]) -> Table:
-    table = _table(
-        "latency", "model", "runtime", "batch x length", "p50 ms", "p99 ms", "speedup (95 %)"
-    )
+def _latency_tables(rows: Sequence[Row]) -> list[Table]:
+    """The ratio first: it is what the measurement can bear. Saturation only where it was asked."""
+    table = _table("latency", "model", "runtime", "batch x length", "times faster (95 %)", *_TIMES)
     for row in rows:
-        speedup = ""
-        if row.get("speedup") is not None:
-            low, high = row["speedup_low"], row["speedup_high"]
-            speedup = f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})"
-        elif "speedup" in row:
-            speedup = "too noisy"
         table.add_row(
             row["model"],
             row["runtime"],
             f"{row['batch_size']}x{row['seq_len']}",
-            f"{row['p50_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            speedup,
+            _ratio(row, "speedup"),
+            *(_withheld(row.get(key), ".2f") for key in ("p50_ms", "p90_ms", "p99_ms")),
+            _withheld(row.get("sequences_per_s"), ",.0f"),
+            _optional(row.get("tokens_per_s"), ",.0f"),
+        )
+    saturated = [row for row in rows if "saturated_sequences_per_s" in row]
+    return [table, _saturation_table(saturated)] if saturated else [table]
+
+
+def _saturation_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "at saturation",
+        "model",
+        "runtime",
+        "length",
+        "times more (95 %)",
+        "sequences/s",
+        "clients",
+        "batch",
+    )
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["runtime"],
+            str(row["seq_len"]),
+            _ratio(row, "saturated_speedup"),
+            _withheld(row["saturated_sequences_per_s"], ",.0f"),
+            str(row["clients"]),
+            str(row["saturated_batch_size"]),
         )
     return table
+
+
+def _ratio(row: Row, key: str) -> str:
+    """A ratio and its interval; the interval alone where it is too wide for one number."""
+    if key not in row:
+        return ""
+    value, low, high = (row.get(name) for name in (key, f"{key}_low", f"{key}_high"))
+    if low is None or high is None:
+        return "too busy"
+    interval = f"{low:.2f} to {high:.2f}"
+    return f"{interval}, too wide" if value is None else f"{value:.2f} ({interval})"
+
+
+def _withheld(value: float | None, form: str) -> str:
+    return "too busy" if value is None else format(value, form)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -84,6 +84,17 @@ def test_a_speedup_that_is_too_noisy_is_said_and_not_printed(tables, tmp_path):
 
 
 @pytest.mark.usefixtures("results")
+def test_times_of_a_busy_machine_are_not_printed_beside_their_ratio(tables, tmp_path):
+    path = tmp_path / "results" / "pruning-mrpc.json"
+    document = read_json(path)
+    for row in document["rows"]:
+        if "p50_ms" in row:
+            row["p50_ms"] = None
+    write_json(path, document)
+    assert "| too busy, 9.2x (9.0 to 9.5) |" in tables.pruning_tables()
+
+
+@pytest.mark.usefixtures("results")
 def test_machine_and_versions_stand_below_the_tables(tables):
     last = tables.pruning_tables().splitlines()[-1]
     assert last.startswith(

@@ -157,6 +157,7 @@ MISTAKES = {
     "verify of nothing": ["verify", "nowhere"],
     "data without a task": ["verify", "--data-dir", "glue"],
     "bench of nothing": ["bench", "nowhere"],
+    "bench with data without a task": ["bench", "--data", "x.csv"],
 }
 
 

@@ -13,14 +13,16 @@ from cofi_deploy.api.places import Place, find_model, teacher_of
 from cofi_deploy.api.run_task import TaskArguments, task_of_run
 from cofi_deploy.artifacts import EXPORTS_ROOT, read_json
 from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.serve.bench import BenchResult, BenchSettings
 from cofi_deploy.serve.bench import bench as run_bench
-from cofi_deploy.serve.latency import OperatingPoint, Schedule
+from cofi_deploy.serve.latency import TASK_LENGTHS, OperatingPoint, Schedule
 from cofi_deploy.serve.runner import availability
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.serve.verdict import Targets
 from cofi_deploy.serve.verify import VerifyResult, VerifySettings
 from cofi_deploy.serve.verify import verify as run_verify
+from cofi_deploy.tasks import EncodedSplit
 
 DEFAULT_RUNTIMES = ("torch", "onnxruntime-cpu", "openvino")
 DEFAULT_POINTS = ("1x128", "32x128", "1xtask")
@@ -48,6 +50,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     limit: int | None = None,
     min_repeats: int = 30,
     max_seconds: float = 10.0,
+    saturate: bool = False,
     output: Path | None = None,
     exports_root: Path = EXPORTS_ROOT,
     command: tuple[str, ...] | None = None,
@@ -69,6 +72,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         limit: Score only so many examples.
         min_repeats: Rounds for each operating point, whatever they take.
         max_seconds: Of timing for each operating point, once there are so many rounds.
+        saturate: Also measure the throughput of as many concurrent clients as help.
         output: Directory of verify.json and report.html; by default the run's, else here.
         exports_root: Where missing exports are written, and present ones are looked for.
         command: What the report says reproduces it; None means this process's command line.
@@ -90,6 +94,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
             points=tuple(OperatingPoint.parse(point) for point in points),
             threads=threads,
             schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
+            saturate=saturate,
         ),
         targets=Targets(max_drop=max_drop, min_speedup=min_speedup),
         judged=family.judged,
@@ -113,9 +118,11 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     *,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     points: Sequence[str] = ("1x128", "32x128"),
+    task: TaskArguments | None = None,
     threads: int | None = None,
     min_repeats: int = 30,
     max_seconds: float = 10.0,
+    saturate: bool = False,
     fresh_process: bool = True,
     exports_root: Path = EXPORTS_ROOT,
 ) -> BenchResult:
@@ -124,10 +131,13 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     Args:
         models: Run or model directories; nothing: the newest run, its teacher first.
         runtimes: Where to measure.
-        points: Operating points, `<batch>x<length>`.
+        points: Operating points, `<batch>x<length>` or `<batch>xtask`.
+        task: Where the texts of `xtask` come from; None means the task of the first run among the
+            models. Any length in tokens is timed without.
         threads: Of one inference; None means the physical cores.
         min_repeats: Rounds for each operating point, whatever they take.
         max_seconds: Of timing for each operating point, once there are so many rounds.
+        saturate: Also measure the throughput of as many concurrent clients as help.
         fresh_process: Also measure load, first inference and peak memory, each in a new process.
         exports_root: Where missing exports are written, and present ones are looked for.
     """
@@ -144,8 +154,39 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
         threads=threads,
         schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         fresh_process=fresh_process,
+        saturate=saturate,
     )
-    return run_bench(subjects, settings)
+    texts = _texts(places, subjects, settings, task)
+    return run_bench(subjects, settings, *texts)
+
+
+def _texts(
+    places: Sequence[Place],
+    subjects: Sequence[Subject],
+    settings: BenchSettings,
+    task: TaskArguments | None,
+) -> tuple[EncodedSplit | None, dict[tuple[str, str], EncodedSplit]]:
+    """Texts of a task in the last model's ids, and for artifacts that number pieces otherwise.
+
+    Nothing where no point asks for them, or where neither a task is named nor a run knows one.
+    """
+    runs = [place.run for place in places if place.run is not None]
+    if all(point.seq_len != TASK_LENGTHS for point in settings.points):
+        return None, {}
+    if task is None and not runs:
+        return None, {}
+    loaded = (task or task_of_run(runs[0])).load()
+
+    def encode(tokenizer: Path) -> EncodedSplit:
+        return loaded.encode("validation", load_tokenizer(tokenizer))
+
+    own = {
+        (subject.label, runtime): encode(directory)
+        for subject in subjects
+        for runtime in subject.artifacts
+        if (directory := subject.own_tokenizer(runtime)) is not None
+    }
+    return encode(subjects[-1].tokenizer), own
 
 
 @dataclass(frozen=True, kw_only=True)

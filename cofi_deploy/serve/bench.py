@@ -1,7 +1,8 @@
 """Latency of any number of models, interleaved, in any number of runtimes and shapes.
 
 In: subjects and operating points. Out: one row per subject, runtime and point, and the raw
-samples. The first subject is the baseline of every speedup. Next file: `verify.py`.
+samples. The first subject is the baseline of every speedup. Next files: `latency_rows.py`,
+`saturation.py`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,25 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
-
+from cofi_deploy.serve.conditions import Load, load_while_idle
+from cofi_deploy.serve.inputs import InputLimits
 from cofi_deploy.serve.latency import (
     TASK_LENGTHS,
     OperatingPoint,
     Samples,
     Schedule,
-    noise,
-    percentiles,
-    ratio_of_medians,
     time_interleaved,
 )
+from cofi_deploy.serve.latency_rows import Timed, kept_samples, latency_rows, notes_of
+from cofi_deploy.serve.machine_state import Conditions, conditions, gpu_state
 from cofi_deploy.serve.probe import probe
 from cofi_deploy.serve.runner import Runner, availability, open_runner
+from cofi_deploy.serve.saturation import InputsOf, saturate
 from cofi_deploy.serve.subject import Subject
-from cofi_deploy.serve.timed_inputs import Batch, batches_for
+from cofi_deploy.serve.timed_inputs import Batch, batches_for, longest
 from cofi_deploy.tasks import EncodedSplit
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ logger = logging.getLogger(__name__)
 # By label and runtime: the same texts in the ids of an artifact whose vocabulary was cut.
 OwnEncodings = Mapping[tuple[str, str], EncodedSplit]
 
-# Sorted durations kept in result files, evenly spaced: enough to draw a distribution from.
-_KEPT_SAMPLES = 200
+# What others do is looked at for this share of the time of an operating point, a second at most.
+_IDLE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class BenchSettings:
         precision: None means that of each artifact.
         schedule: Rounds, seconds and seed of each operating point.
         fresh_process: Also measure load, first inference and peak memory in a new process.
+        saturate: Also measure the throughput of as many concurrent callers as help, once for
+            each runtime and length.
     """
 
     runtimes: tuple[str, ...]
@@ -58,16 +62,30 @@ class BenchSettings:
     precision: str | None = None
     schedule: Schedule = field(default_factory=Schedule)
     fresh_process: bool = True
+    saturate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """Rows, samples for drawing, what was skipped and why, and sentences for the reader."""
+    """Rows, samples for drawing, what was skipped and why, and sentences for the reader.
+
+    ``conditions`` is what the machine was like: see `machine_state.conditions`.
+    """
 
     rows: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     notes: list[str]
+    conditions: Conditions = field(default_factory=dict)
+
+    def document_keys(self) -> dict[str, Any]:
+        """What a result file holds beside its rows."""
+        return {
+            "conditions": self.conditions,
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "latency_samples": self.samples,
+        }
 
 
 def bench(
@@ -92,30 +110,32 @@ def bench(
     result = BenchResult(rows=[], samples=[], skipped=[], notes=[])
     usable, skipped = usable_runtimes(subjects, settings.runtimes)
     result.skipped.extend(skipped)
+    idle, gpu_before = _before(settings.schedule), gpu_state()
     shared = {subject.label: subject.row() for subject in subjects}
+    inputs_of = partial(_inputs_of, encoded, own_encodings or {}, settings.schedule.seed)
     for runtime in usable:
         with contextlib.ExitStack() as stack:
             runners = {
                 subject.label: stack.enter_context(_open(subject, runtime, settings))
                 for subject in subjects
             }
-            for point in _points_of(runtime, settings, encoded, result.notes):
-                logger.info("timing %s", point)
-                batches = {
-                    label: batches_for(
-                        point,
-                        runner.limits,
-                        (own_encodings or {}).get((label, runtime), encoded),
-                        seed=settings.schedule.seed,
-                    )
+            batches = {
+                point: {
+                    label: inputs_of(label, point, runner.limits)
                     for label, runner in runners.items()
                 }
-                samples = _time(runners, batches, settings)
-                timed = _Timed(point=point, runners=runners, samples=samples)
-                _add_rows(result, timed, settings, shared)
+                for point in _points_of(runtime, settings, encoded, result.notes)
+            }
+            for point, inputs in batches.items():
+                logger.info("timing %s", point)
+                samples = _time(runners, inputs, settings)
+                _add_rows(result, Timed(point, runners, inputs, samples), settings, shared)
+        rows = [row for row in result.rows if row["runtime"] == runtime]
+        if settings.saturate:
+            result.notes.extend(_add_saturation(rows, subjects, inputs_of, settings))
         if settings.fresh_process:
-            _add_probes(result, subjects, runtime, settings)
-    return result
+            _add_probes(rows, subjects, batches, settings)
+    return replace(result, conditions=conditions(idle=idle, gpu_before=gpu_before))
 
 
 def usable_runtimes(
@@ -140,13 +160,10 @@ def usable_runtimes(
     return usable, skipped
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Timed:
-    """One operating point, measured for all subjects."""
-
-    point: OperatingPoint
-    runners: Mapping[str, Runner]
-    samples: Samples
+def _before(schedule: Schedule) -> Load | None:
+    """What others do before we begin; a schedule without time has none for this either."""
+    seconds = min(1.0, _IDLE_SHARE * schedule.max_seconds)
+    return load_while_idle(seconds) if seconds > 0 else None
 
 
 def _open(subject: Subject, runtime: str, settings: BenchSettings) -> Runner:
@@ -171,6 +188,18 @@ def _points_of(
         if point.seq_len == TASK_LENGTHS
     )
     return [point for point in points if point.seq_len != TASK_LENGTHS]
+
+
+def _inputs_of(
+    encoded: EncodedSplit | None,
+    own: OwnEncodings,
+    seed: int,
+    label: str,
+    point: OperatingPoint,
+    limits: InputLimits,
+) -> list[Batch]:
+    """The same texts for all subjects, in the ids that each artifact knows."""
+    return batches_for(point, limits, own.get((label, point.runtime), encoded), seed=seed)
 
 
 def _time(
@@ -210,78 +239,61 @@ class _Turn:
 
 def _add_rows(
     result: BenchResult,
-    timed: _Timed,
+    timed: Timed,
     settings: BenchSettings,
     shared: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    baseline = next(iter(timed.runners))
-    for label, runner in timed.runners.items():
-        durations = timed.samples.ms[label]
-        disturbed = noise(timed.samples, label)
-        row = {
-            **shared[label],
-            **_shape_keys(timed.point, runner),
-            **percentiles(durations),
-            "sequences_per_s": timed.point.batch_size * 1e3 / float(durations.mean()),
-        }
-        if disturbed:
-            row["noise"] = disturbed
-            result.notes.append(f"{label} in {timed.point}: {disturbed}")
-        if label != baseline:
-            believable = not disturbed and noise(timed.samples, baseline) is None
-            row |= _speedup(timed.samples, baseline, label, settings, believable=believable)
-        result.rows.append(row)
-        result.samples.append(_kept_samples(timed, label, runner))
+    rows = latency_rows(timed, seed=settings.schedule.seed)
+    for label, row in rows.items():
+        result.rows.append({**shared[label], **row})
+        result.samples.append(kept_samples(timed, label))
+    result.notes.extend(notes_of(timed, rows))
 
 
-def _speedup(
-    samples: Samples, baseline: str, label: str, settings: BenchSettings, *, believable: bool
-) -> dict[str, float | None]:
-    """Null where one of the two is too noisy: a number would be believed."""
-    if not believable:
-        return {"speedup": None, "speedup_low": None, "speedup_high": None}
-    ratio = ratio_of_medians(samples, baseline, label, seed=settings.schedule.seed)
-    return {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
-
-
-def _shape_keys(point: OperatingPoint, runner: Runner) -> dict[str, Any]:
-    return {
-        "runtime": runner.runtime,
-        "precision": runner.precision,
-        "device": runner.device,
-        "threads": runner.threads,
-        "batch_size": point.batch_size,
-        "seq_len": point.seq_len,
-    }
-
-
-def _kept_samples(timed: _Timed, label: str, runner: Runner) -> dict[str, Any]:
-    durations = timed.samples.ms[label]
-    count = min(_KEPT_SAMPLES, len(durations))
-    kept = np.quantile(durations, np.linspace(0, 1, count))
-    return {
-        "model": label,
-        "runtime": runner.runtime,
-        "batch_size": timed.point.batch_size,
-        "seq_len": timed.point.seq_len,
-        "rounds": len(durations),
-        "sorted_ms": [round(float(value), 4) for value in kept],
-    }
+def _add_saturation(
+    rows: Sequence[dict[str, Any]],
+    subjects: Sequence[Subject],
+    inputs_of: InputsOf,
+    settings: BenchSettings,
+) -> list[str]:
+    """Extend the first rows of each length by the throughput of many clients; returns notes."""
+    notes: list[str] = []
+    for seq_len in dict.fromkeys(row["seq_len"] for row in rows):
+        first = next(row for row in rows if row["seq_len"] == seq_len)
+        point = OperatingPoint(
+            batch_size=first["batch_size"],
+            seq_len=seq_len,
+            runtime=first["runtime"],
+            precision=settings.precision,
+            threads=settings.threads,
+        )
+        logger.info("saturating %s", point)
+        found = saturate(subjects, point, inputs_of, settings.schedule)
+        for row in _rows_at(rows, point):
+            row.update(found.keys[row["model"]])
+        notes += found.notes
+    return notes
 
 
 def _add_probes(
-    result: BenchResult, subjects: Sequence[Subject], runtime: str, settings: BenchSettings
+    rows: Sequence[dict[str, Any]],
+    subjects: Sequence[Subject],
+    batches: Mapping[OperatingPoint, Mapping[str, list[Batch]]],
+    settings: BenchSettings,
 ) -> None:
-    """Extend the runtime's rows by what a fresh process shows; task lengths have no one shape."""
-    artifacts = {subject.label: subject.artifacts[runtime] for subject in subjects}
-    for row in result.rows:
-        if row["runtime"] != runtime or row["seq_len"] == TASK_LENGTHS:
-            continue
-        point = OperatingPoint(
-            batch_size=row["batch_size"],
-            seq_len=row["seq_len"],
-            runtime=runtime,
-            precision=settings.precision,
-            threads=row["threads"],
-        )
-        row.update(probe(artifacts[row["model"]], point))
+    """Extend rows by what a fresh process shows; at task lengths, of the longest batch."""
+    artifacts = {subject.label: subject.artifacts for subject in subjects}
+    for point, inputs in batches.items():
+        for row in _rows_at(rows, point):
+            probed = replace(
+                point,
+                seq_len=longest(inputs[row["model"]]),
+                precision=settings.precision,
+                threads=row["threads"],
+            )
+            row.update(probe(artifacts[row["model"]][point.runtime], probed))
+
+
+def _rows_at(rows: Sequence[dict[str, Any]], point: OperatingPoint) -> list[dict[str, Any]]:
+    shape = (point.batch_size, point.seq_len)
+    return [row for row in rows if (row["batch_size"], row["seq_len"]) == shape]

@@ -1,7 +1,7 @@
-"""Time several subjects in turn, and say what the numbers can bear.
+"""Time several subjects in turn.
 
-In: callables. Out: one duration per subject and round, statistics of them, and the ratio of two
-subjects with its interval. Knows no runtime; `measure.py` builds the callables.
+In: callables. Out: one duration per subject and round, and what else went on meanwhile. Knows no
+runtime; `bench.py` builds the callables. Next file: `intervals.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cofi_deploy.errors import UsageError
+from cofi_deploy.serve.conditions import Counters, Load, load_between, read_counters
 
 Durations = npt.NDArray[np.float64]  # milliseconds, one per round
 
@@ -29,12 +30,6 @@ _WARMUP_WINDOW = 5
 _WARMUP_TOLERANCE = 0.1
 _WARMUP_MAX_RUNS = 100
 _WARMUP_SHARE = 0.25  # of max_seconds, for each subject
-
-# Interquartile range over median. A quiet machine stays below 0.05; at 0.25 other work disturbs
-# every fourth round by a quarter, and the median itself is shifted.
-NOISE_LIMIT = 0.25
-_RESAMPLES = 2000
-_PORTION = 100
 
 # Each of several inputs is timed this often at the least: noise shows only in repetition.
 _MIN_PASSES = 3
@@ -83,20 +78,13 @@ class Samples:
 
     ``ms[name][i]`` is the duration of the subject's run in round ``i``; ``variants`` is the
     number of different inputs, taken in turn, so that rounds ``i`` and ``i + variants`` compare.
+    ``load`` is what this process and others used of the machine meanwhile, warm-up excluded.
     """
 
     ms: Mapping[str, Durations]
     variants: int = 1
     warmup_runs: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A measured value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+    load: Load | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +118,7 @@ def time_interleaved(
     variants: int = 1,
     before_round: Callable[[int], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
+    counters: Callable[[], Counters] = read_counters,
 ) -> Samples:
     """Run every subject once a round, in random order, so that drift hits all of them alike.
 
@@ -142,6 +131,7 @@ def time_interleaved(
             multiples of it, three at the least.
         before_round: Called, untimed, with the number of the coming round.
         clock: Nanoseconds, increasing.
+        counters: Read before the first round and after the last.
 
     Raises:
         UsageError: No subjects.
@@ -155,6 +145,7 @@ def time_interleaved(
     warmup = {name: _warm_up(subjects[name], schedule, clock) for name in names}
     durations: dict[str, list[float]] = {name: [] for name in names}
     with _no_garbage_collection():
+        before = counters()
         start = clock()
         done = 0
         while _goes_on(done, variants, (clock() - start) / 1e9, schedule):
@@ -162,71 +153,9 @@ def time_interleaved(
             for index in rng.permutation(len(names)):
                 durations[names[index]].append(_time_ms(subjects[names[index]], clock))
             done += 1
+        load = load_between(before, counters())
     ms = {name: np.asarray(values) for name, values in durations.items()}
-    return Samples(ms=ms, variants=variants, warmup_runs=warmup)
-
-
-def percentiles(durations: Durations) -> dict[str, float]:
-    """``p50_ms``, ``p90_ms`` and ``p99_ms``."""
-    p50, p90, p99 = np.percentile(durations, [50, 90, 99])
-    return {"p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99)}
-
-
-def ratio_of_medians(samples: Samples, numerator: str, denominator: str, *, seed: int) -> Interval:
-    """How many times longer one subject takes than another, with a bootstrap interval.
-
-    Rounds are drawn as pairs, because what disturbs a round disturbs both subjects, and in blocks
-    of the cube root of their number, because disturbances last longer than one round.
-
-    Source:
-        Circular block bootstrap: Politis and Romano 1992; percentile interval.
-    """
-    above, below = samples.ms[numerator], samples.ms[denominator]
-    rounds = len(above)
-    ratios = np.concatenate(
-        [
-            np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
-            for drawn in _resamples(rounds, seed)
-        ]
-    )
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    value = float(np.median(above) / np.median(below))
-    return Interval(value=value, low=float(low), high=float(high))
-
-
-def _resamples(rounds: int, seed: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Places of the rounds drawn, (resamples, rounds), in portions that fit a cache."""
-    rng = np.random.default_rng(seed)
-    block = max(1, round(rounds ** (1 / 3)))
-    blocks = -(-rounds // block)
-    for _ in range(_RESAMPLES // _PORTION):
-        starts = rng.integers(0, rounds, (_PORTION, blocks))
-        drawn = starts[:, :, None] + np.arange(block)  # (portion, blocks, block)
-        yield drawn.reshape(_PORTION, -1)[:, :rounds] % rounds
-
-
-def noise(samples: Samples, name: str) -> str | None:
-    """Why a measurement should not be believed, in a sentence; None when it can be.
-
-    The spread is judged after each duration was divided by the median of its own input, so that
-    short and long texts are no noise.
-    """
-    spread = relative_spread(samples.ms[name], samples.variants)
-    if spread <= NOISE_LIMIT:
-        return None
-    return (
-        f"too noisy: the middle half of {len(samples.ms[name])} runs spreads over {spread:.0%} of "
-        f"the median, allowed: {NOISE_LIMIT:.0%}; stop other work on this machine and measure again"
-    )
-
-
-def relative_spread(durations: Durations, variants: int = 1) -> float:
-    """Interquartile range over median, each input on its own scale."""
-    scaled = np.array(durations, dtype=np.float64)
-    for variant in range(variants):
-        scaled[variant::variants] /= np.median(durations[variant::variants])
-    low, high = np.percentile(scaled, [25, 75])
-    return float((high - low) / np.median(scaled))
+    return Samples(ms=ms, variants=variants, warmup_runs=warmup, load=load)
 
 
 def _goes_on(done: int, variants: int, elapsed_s: float, schedule: Schedule) -> bool:

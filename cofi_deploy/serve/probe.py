@@ -6,6 +6,7 @@ Run as ``python -m cofi_deploy.serve.probe`` with one JSON argument; answers one
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import resource
@@ -17,7 +18,7 @@ from pathlib import Path
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.runner import open_runner
+from cofi_deploy.serve.runner import availability, open_runner
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,16 @@ logger = logging.getLogger(__name__)
 _FURTHER_RUNS = 3
 _TIMEOUT_S = 600
 
+# Runtimes whose module imports their library only when an artifact is opened.
+_LIBRARIES = {"openvino": "openvino"}
+
 
 def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
-    """``load_ms``, ``first_inference_ms`` and ``peak_memory_mib`` of a fresh process.
+    """``load_ms``, ``first_inference_ms``, ``peak_memory_mib`` and ``idle_memory_mib``.
 
-    The peak is resident memory of the whole process, Python and the runtime's libraries included.
+    All of one fresh process. The peak is resident memory of the whole process, Python and the
+    runtime's libraries included; ``idle_memory_mib`` is that peak before the artifact is opened,
+    so that the difference is what the model costs. On a GPU both are memory of the host.
 
     Raises:
         RunnerError: The process failed; carries the last line that it wrote.
@@ -67,6 +73,11 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
 def main() -> None:
     """Answer the request that is the first argument."""
     request = json.loads(sys.argv[1])
+    # The library is loaded first: no artifact pays for it, whatever it is imported by.
+    availability(request["runtime"])
+    if request["runtime"] in _LIBRARIES:
+        importlib.import_module(_LIBRARIES[request["runtime"]])
+    idle = peak_memory_mib()
     with open_runner(
         Path(request["artifact"]),
         request["runtime"],
@@ -83,6 +94,7 @@ def main() -> None:
             "load_ms": runner.load_ms,
             "first_inference_ms": first_ms,
             "peak_memory_mib": peak_memory_mib(),
+            "idle_memory_mib": idle,
         }
     sys.stdout.write(json.dumps(answer) + "\n")
 

@@ -102,11 +102,15 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerSettings:
-    """How an artifact is opened; ``precision`` None means that of the artifact."""
+    """How an artifact is opened; ``precision`` None means that of the artifact.
+
+    ``streams`` threads may call `Session.run` at the same time.
+    """
 
     runtime: str
     threads: int
     precision: str | None
+    streams: int = 1
 
 
 class Session(Protocol):
@@ -125,7 +129,7 @@ class Session(Protocol):
         """``cpu`` or ``cuda``."""
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of checked inputs."""
+        """Outputs of checked inputs; called by up to ``streams`` threads at once."""
 
     def close(self) -> None:
         """Let go of the runtime's memory."""
@@ -147,6 +151,7 @@ def open_runner(
     *,
     threads: int | None = None,
     precision: str | None = None,
+    streams: int = 1,
 ) -> Runner:
     """Open an artifact in a runtime.
 
@@ -155,6 +160,7 @@ def open_runner(
         runtime: One of `RUNTIMES`.
         threads: Of one inference; None means the physical cores that this process may use.
         precision: None means what the artifact is made for.
+        streams: How many threads may ask at the same time.
 
     Raises:
         UsageError: The runtime is unknown, or ``threads`` is below 1.
@@ -169,7 +175,10 @@ def open_runner(
     if reason is not None:
         raise EnvironmentProblem(f"runtime {runtime!r} cannot be used here: {reason}")
     settings = RunnerSettings(
-        runtime=runtime, threads=threads or physical_cores(), precision=precision
+        runtime=runtime,
+        threads=threads or physical_cores(),
+        precision=precision,
+        streams=streams,
     )
     start = time.perf_counter_ns()
     try:

@@ -16,7 +16,7 @@ from cofi_deploy.kinds import is_per_token
 from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
-from cofi_deploy.serve.runner import RunnerSettings
+from cofi_deploy.serve.runner import RunnerSettings, physical_cores
 
 if TYPE_CHECKING:
     import openvino
@@ -41,7 +41,7 @@ def unavailable(runtime: str) -> str | None:
 
 
 def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
-    """Open an OpenVINO export with the latency hint.
+    """Open an OpenVINO export with the latency hint, for one caller or several at once.
 
     An fp32 artifact may be run in bf16 (``settings.precision``) on processors that have it, a
     bf16 one in fp32 on those that have not. OpenVINO would choose by itself; here it does what it
@@ -69,8 +69,11 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
         )
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": settings.threads,
+        "NUM_STREAMS": str(settings.streams),
+        # The threads of all streams together; a stream has one at the least.
+        "INFERENCE_NUM_THREADS": max(
+            settings.threads, min(settings.threads * settings.streams, physical_cores())
+        ),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
     compiled = core.compile_model(path, _DEVICE, config)
@@ -128,7 +131,7 @@ def _static_shape(compiled: openvino.CompiledModel) -> StaticShape | None:
 
 
 class OpenVinoSession:
-    """A compiled model with one inference request."""
+    """A compiled model, with an inference request for each concurrent caller."""
 
     device = "cpu"
 
@@ -141,7 +144,9 @@ class OpenVinoSession:
     ) -> None:
         """Take a compiled model, and its shape where it has but one."""
         self._shape = shape
-        self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        self._compiled: openvino.CompiledModel | None = compiled
+        # A request serves one caller; each waiting one takes an idle request, or makes its own.
+        self._idle = [compiled.create_infer_request()]
         self._outputs = {item.any_name: item for item in compiled.outputs}
         self.precision = precision
         self.limits = limits
@@ -155,12 +160,23 @@ class OpenVinoSession:
 
     def _infer(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs, copied out of the request's buffers."""
-        if self._request is None:
+        if self._compiled is None:
             raise RunnerError("this openvino session is closed; open the artifact again")
-        results = self._request.infer(dict(inputs), share_inputs=True)
-        return {name: results[port].copy() for name, port in self._outputs.items()}
+        request = self._take_request(self._compiled)
+        try:
+            results = request.infer(dict(inputs), share_inputs=True)
+            return {name: results[port].copy() for name, port in self._outputs.items()}
+        finally:
+            self._idle.append(request)
+
+    def _take_request(self, compiled: openvino.CompiledModel) -> openvino.InferRequest:
+        try:
+            return self._idle.pop()  # atomic, as append is
+        except IndexError:
+            return compiled.create_infer_request()
 
     def close(self) -> None:
-        """Drop the request, and the model with it."""
-        self._request = None
+        """Drop the requests, and the model with them."""
+        self._compiled = None
+        self._idle.clear()
         self._outputs = {}

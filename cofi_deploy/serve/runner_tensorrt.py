@@ -7,6 +7,7 @@ engine was built for is checked before the library sees it (`cofi_deploy.engines
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class TensorRtSession:
         self._tensors = tensors
         self._profiles = [profile_range(profile) for profile in record.profiles]
         self._profile = 0
+        self._one_at_a_time = threading.Lock()
         self.precision = record.precision
         self.limits = limits
 
@@ -112,7 +114,8 @@ class TensorRtSession:
             RunnerError: A shape outside of every optimization profile, or a failed execution.
         """
         shape = cast(Shape, inputs[self.limits.names[0]].shape)
-        with torch.cuda.stream(self._stream):
+        # A context executes one request at a time, whoever asks.
+        with self._one_at_a_time, torch.cuda.stream(self._stream):
             self._choose_profile(shape)
             # Both mappings are held until the stream is done: the engine knows addresses only.
             given = {
@@ -133,7 +136,7 @@ class TensorRtSession:
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise RunnerError(f"the engine did not execute inputs of shape {shape}")
             host = {name: tensor.float().cpu() for name, tensor in taken.items()}
-        self._stream.synchronize()
+            self._stream.synchronize()
         return {name: tensor.numpy() for name, tensor in host.items()}
 
     def close(self) -> None:

@@ -48,3 +48,30 @@ def _task_batches(encoded: EncodedSplit, size: int, seed: int) -> list[Batch]:
     count = max(1, min(TASK_BATCHES, len(order) // size))
     rows = np.resize(order, (count, size))  # repeats features where the split is too small
     return [encoded.batch(chosen.tolist()) for chosen in rows]
+
+
+def longest(batches: list[Batch]) -> int:
+    """Tokens of the longest batch, padding included."""
+    return max(int(batch["input_ids"].shape[1]) for batch in batches)
+
+
+def real_tokens(batches: list[Batch]) -> int:
+    """Tokens of all batches that are no padding."""
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def length_keys(batches: list[Batch]) -> dict[str, float]:
+    """Lengths of the texts that are fed, and how much of what is computed is padding.
+
+    ``tokens_mean``, ``tokens_p50`` and ``tokens_p95`` of one text, special tokens included;
+    ``padding_share`` of all positions.
+    """
+    lengths = np.concatenate([batch["attention_mask"].sum(axis=1) for batch in batches])
+    positions = sum(batch["attention_mask"].size for batch in batches)
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return {
+        "tokens_mean": float(lengths.mean()),
+        "tokens_p50": float(p50),
+        "tokens_p95": float(p95),
+        "padding_share": 1.0 - real_tokens(batches) / positions,
+    }

@@ -120,7 +120,8 @@ def _speed_claim(asked: float, row: Mapping[str, Any]) -> Claim:
     measured, low, high = (row.get(key) for key in ("speedup", "speedup_low", "speedup_high"))
     outcome: Outcome = "undecided"
     if measured is None or low is None or high is None:
-        sentence = f"no speedup of {place} can be told, the measurement is too noisy"
+        why = row.get("noise", "the measurement is too noisy")
+        sentence = f"no speedup of {place} can be told, {why}"
     else:
         outcome = _speed_outcome(asked, low, high)
         sentence = (

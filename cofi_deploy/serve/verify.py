@@ -114,6 +114,7 @@ def verify(
         "judged": judged,
         "verdict": dataclasses.asdict(verdict),
         "skipped": timed.skipped,
+        "conditions": timed.conditions,
         "notes": [*accuracy.notes, *timed.notes],
         "comparisons": accuracy.comparisons,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},

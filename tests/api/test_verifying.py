@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cofi_deploy import api
 from cofi_deploy.artifacts import read_json
+from cofi_deploy.cli import main
 from cofi_deploy.errors import EnvironmentProblem, UsageError
 from cofi_deploy.serve.runner import availability
 
@@ -158,3 +161,36 @@ def test_bench_takes_the_first_as_the_baseline(verified, tiny_run):
         "sst2-tiny",
     ]
     assert ["speedup" in row for row in timed] == [False, True, True]
+
+
+@pytest.mark.slow
+def test_bench_needs_no_task_for_any_length_and_takes_texts_from_the_run(verified, tiny_run):
+    result = api.bench(
+        [tiny_run / "teacher", tiny_run],
+        runtimes=("torch",),
+        fresh_process=False,
+        exports_root=verified / "exports",
+        **{**QUICK, "points": ("1x3", "2x17", "3xtask")},
+    )
+    shapes = [(row["batch_size"], row["seq_len"]) for row in result.rows[1::2]]
+    assert shapes == [(1, 3), (2, 17), (3, "task")]
+    texts = [row for row in result.rows if row["seq_len"] == "task"]
+    assert all(row["tokens_mean"] > 2 for row in texts)
+    assert all(0 <= row["padding_share"] < 1 for row in texts)
+
+
+@pytest.mark.slow
+def test_the_command_writes_conditions_notes_and_what_was_skipped(tiny_run, tmp_path):
+    # Outside of a run nothing knows the task, so that its lengths cannot be timed.
+    model = shutil.copytree(tiny_run / "model", tmp_path / "model")
+    output = tmp_path / "bench.json"
+    arguments = [str(model), "--runtime", "torch", "--runtime", "tensorrt", "--threads", "1"]
+    arguments += ["--point", "1x5", "--point", "1xtask", "--repeats", "2", "--max-seconds", "0"]
+    done = CliRunner().invoke(main, ["bench", *arguments, "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    document = read_json(output)
+    assert [row["seq_len"] for row in document["rows"]] == [5]
+    assert document["conditions"]["cpu_count"] >= 1
+    assert [skipped["runtime"] for skipped in document["skipped"]] == ["tensorrt"]
+    assert any(note.startswith("torch@1xtask was skipped") for note in document["notes"])
+    assert [samples["rounds"] for samples in document["latency_samples"]] == [2]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from cofi_deploy.errors import RunnerError, UsageError
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.serve.bench import bench, usable_runtimes
+from cofi_deploy.serve.inputs import InputLimits
 from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.serve.timed_inputs import batches_for
@@ -27,7 +30,14 @@ ROW_KEYS = {
     "p90_ms",
     "p99_ms",
     "sequences_per_s",
+    "rounds",
+    "own_cores",
+    "others_cores",
+    "others_share",
+    "switches_per_s",
+    *(f"p{percentile}_{end}_ms" for percentile in (50, 90, 99) for end in ("low", "high")),
 }
+TASK_KEYS = {"tokens_per_s", "tokens_mean", "tokens_p50", "tokens_p95", "padding_share"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,10 @@ def test_every_subject_runtime_and_shape_has_a_row(subjects, quick, encoded):
     for row in result.rows:
         assert row.keys() >= ROW_KEYS
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["p50_low_ms"] <= row["p50_ms"]
         assert ("speedup" in row) == (row["model"] == "pruned")
+        assert (row.keys() & TASK_KEYS) == (TASK_KEYS if row["seq_len"] == "task" else set())
+    assert result.conditions["cpu_count"] == len(os.sched_getaffinity(0))
     assert len(result.samples) == len(result.rows)
     assert result.skipped == []
 
@@ -94,7 +107,47 @@ def test_a_fresh_process_tells_load_first_inference_and_memory(pruned, quick):
     (row,) = bench([pruned], settings).rows
     assert row["load_ms"] > 0
     assert row["first_inference_ms"] > 0
-    assert 10 < row["peak_memory_mib"] < 2000
+    assert 10 < row["idle_memory_mib"] < row["peak_memory_mib"] < 2000
+
+
+def test_task_lengths_are_probed_with_their_longest_batch(pruned, quick, encoded, monkeypatch):
+    probed = []
+
+    def probe(artifact, point):
+        probed.append((artifact, point.batch_size, point.seq_len, point.threads))
+        return {"load_ms": 1.0}
+
+    monkeypatch.setattr("cofi_deploy.serve.bench.probe", probe)
+    settings = quick("onnxruntime-cpu", points=("2xtask",), fresh_process=True)
+    (row,) = bench([pruned], settings, encoded).rows
+    batches = batches_for(settings.points[0], InputLimits.from_arch(pruned.arch()), encoded, seed=0)
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    assert probed == [(pruned.artifacts["onnxruntime-cpu"], 2, longest, 1)]
+    assert row["load_ms"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        "onnxruntime-cpu",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("openvino", marks=pytest.mark.slow),
+    ],
+)
+def test_saturation_extends_the_first_rows_of_each_length(subjects, quick, encoded, runtime):
+    points = ("1x8", "2x8", "1xtask")
+    settings = quick(runtime, points=points, saturate=True)
+    rows = bench([subjects["dense"], subjects["pruned"]], settings, encoded).rows
+    saturated = [row for row in rows if "clients" in row]
+    assert [(row["model"], row["batch_size"], row["seq_len"]) for row in saturated] == [
+        ("dense", 1, 8),
+        ("pruned", 1, 8),
+        ("dense", 1, "task"),
+        ("pruned", 1, "task"),
+    ]
+    for row in saturated:
+        assert row["saturated_sequences_per_s"] > 0
+        assert ("saturated_speedup" in row) == (row["model"] == "pruned")
 
 
 def test_timed_ids_are_those_of_the_task(encoded, limits):

@@ -94,6 +94,18 @@ def test_a_noisy_measurement_is_told_as_such():
     )
 
 
+def test_a_busy_machine_is_the_reason_that_the_verdict_gives():
+    why = (
+        "this machine is too busy to measure: other processes used 1.2 of 2 cores; stop other work "
+        "and measure again"
+    )
+    row = {**latency_row(None, None, None), "noise": why}
+    verdict = judge(Targets(min_speedup=8), [], [row], {})
+    assert verdict.sentence == (
+        f"Undecided: no speedup of onnxruntime-cpu at 1x128 can be told, {why}."
+    )
+
+
 def test_an_undecided_speedup_says_how_to_decide_it():
     verdict = judge(Targets(min_speedup=8), [], [latency_row(8.2, 7.9, 8.5)], {})
     assert "asked: 8; the interval holds the target: measure longer to decide" in verdict.sentence
