@@ -9,13 +9,18 @@ from typing import Any
 from cofi_deploy.api.exporting import export_if_stale
 from cofi_deploy.api.places import Place, find_model, teacher_of
 from cofi_deploy.api.run_task import TaskArguments, task_of_run
+from cofi_deploy.api.runtime_names import points_of, runtimes_of
+from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import EXPORTS_ROOT, read_json
-from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.errors import UsageError
+from cofi_deploy.exports import read_manifest
+from cofi_deploy.inspect_model import describe
 from cofi_deploy.serve.bench import BenchResult, BenchSettings
 from cofi_deploy.serve.bench import bench as run_bench
-from cofi_deploy.serve.latency import OperatingPoint, Schedule
+from cofi_deploy.serve.latency import Schedule
 from cofi_deploy.serve.runner import availability
 from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.triton_service import running_server
 from cofi_deploy.serve.verdict import Targets
 from cofi_deploy.serve.verify import VerifyResult, VerifySettings
 from cofi_deploy.serve.verify import verify as run_verify
@@ -30,6 +35,7 @@ _FORMATS = {
     "openvino": "openvino",
     "tensorrt": "trt",
     "tensorrt-rtx": "trt",
+    "triton": "triton",
 }
 
 
@@ -42,6 +48,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     max_drop: float | None = None,
     min_speedup: float | None = None,
     require: Sequence[str] = (),
+    triton_url: str | None = None,
     threads: int | None = None,
     limit: int | None = None,
     min_repeats: int = 30,
@@ -55,12 +62,15 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     Args:
         models: Nothing: the newest run. One: a run, or a model in a run, against the run's
             teacher. Two: dense, pruned.
-        runtimes: Where to measure; those that are not here are reported as skipped.
+        runtimes: Where to measure, or `all`; those that are not here are reported as skipped. Short
+            names are those of `runtime_names.ALIASES`.
         points: Operating points, `<batch>x<length>` or `<batch>xtask`.
         task: Where the development data is; by default as the run was trained.
         max_drop: Largest loss of the metric that is accepted, in points.
         min_speedup: Smallest speedup that is accepted, in every runtime and at every point.
         require: Runtimes whose absence is an error.
+        triton_url: `HOST:PORT` of the gRPC service of a running Triton server that serves the
+            models; None: runtime `triton` starts servers of its own.
         threads: Of one inference; None means the physical cores.
         limit: Score only so many examples.
         min_repeats: Rounds for each operating point, whatever they take.
@@ -77,12 +87,16 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         if pruned.run is None:
             raise UsageError("two models outside of a run have no task; name it with --task")
         task = task_of_run(pruned.run)
-    used = tuple(dict.fromkeys([*runtimes, *require]))
-    _check_runtimes(used, require)
+    if triton_url is not None and "triton" not in {*runtimes, *require}:
+        raise UsageError(
+            "--triton-url names the server of --runtime triton, which is not asked for"
+        )
+    with running_server(triton_url):
+        used = runtimes_of(runtimes, require)
     settings = VerifySettings(
         bench=BenchSettings(
             runtimes=used,
-            points=tuple(OperatingPoint.parse(point) for point in points),
+            points=points_of(points),
             threads=threads,
             schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         ),
@@ -91,13 +105,14 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         metrics_file=None if pruned.run is None else pruned.run / "metrics.jsonl",
         command=command,
     )
-    return run_verify(
-        _subject(dense, "dense", used),
-        _subject(pruned, "pruned", used),
-        task.load(),
-        settings,
-        output or pruned.run or Path(),
-    )
+    with running_server(triton_url):
+        return run_verify(
+            _subject(dense, "dense", used),
+            _subject(pruned, "pruned", used),
+            task.load(),
+            settings,
+            output or pruned.run or Path(),
+        )
 
 
 def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
@@ -115,7 +130,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
 
     Args:
         models: Run or model directories; nothing: the newest run, its teacher first.
-        runtimes: Where to measure.
+        runtimes: Where to measure, as for `verify`.
         points: Operating points, `<batch>x<length>`.
         threads: Of one inference; None means the physical cores.
         min_repeats: Rounds for each operating point, whatever they take.
@@ -128,11 +143,11 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
         if models
         else list(_pair((), exports_root))
     )
-    _check_runtimes(runtimes)
-    subjects = [_subject(place, place.name, runtimes) for place in places]
+    used = runtimes_of(runtimes)
+    subjects = [_subject(place, place.name, used) for place in places]
     settings = BenchSettings(
-        runtimes=tuple(runtimes),
-        points=tuple(OperatingPoint.parse(point) for point in points),
+        runtimes=used,
+        points=points_of(points),
         threads=threads,
         schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         fresh_process=fresh_process,
@@ -155,13 +170,25 @@ def _pair(models: Sequence[Path | str], exports_root: Path) -> tuple[Place, Plac
 
 def _subject(place: Place, label: str, runtimes: Sequence[str]) -> Subject:
     """Artifacts for every runtime that can run here, exported where they are missing or stale."""
-    artifacts: dict[str, Path] = {}
+    artifacts = {"torch": place.model}  # the reference, asked for or not
     for runtime in runtimes:
-        if runtime == "torch":
-            artifacts[runtime] = place.model
-        elif runtime in _FORMATS and availability(runtime) is None:
+        if runtime in _FORMATS and availability(runtime) is None:
             artifacts[runtime] = export_if_stale(place, _FORMATS[runtime])
+            if runtime == "triton":
+                _check_vocabulary(place, artifacts[runtime])
     return Subject(label=label, artifacts=artifacts, facts=_facts(place))
+
+
+def _check_vocabulary(place: Place, repository: Path) -> None:
+    """Token ids of the model must be those of the repository; one made from an ONNX may be cut."""
+    served = read_manifest(repository).arch.vocab_size
+    own = Arch.from_json(describe(place.model)["arch"]).vocab_size
+    if served != own:
+        raise UsageError(
+            f"{str(repository)!r} serves a vocabulary of {served} pieces, the model has {own}; "
+            f"export it again: cofi-deploy export {place.model} --format triton "
+            f"--output {repository}"
+        )
 
 
 def _facts(place: Place) -> dict[str, Any]:
@@ -178,11 +205,3 @@ def _facts(place: Place) -> dict[str, Any]:
         if (place.run / entry["directory"]).resolve() == place.model.resolve():
             facts["target_sparsity"] = entry["target_sparsity"]
     return facts
-
-
-def _check_runtimes(runtimes: Sequence[str], required: Sequence[str] = ()) -> None:
-    """Refuse unknown names and the absence of what is required, before anything is exported."""
-    for runtime in runtimes:
-        reason = availability(runtime)
-        if reason is not None and runtime in required:
-            raise EnvironmentProblem(f"--require {runtime}: {reason}")

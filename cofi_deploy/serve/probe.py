@@ -17,7 +17,7 @@ from pathlib import Path
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.runner import open_runner
+from cofi_deploy.serve.runner import open_runner, runs_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,14 @@ _TIMEOUT_S = 600
 def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
     """``load_ms``, ``first_inference_ms`` and ``peak_memory_mib`` of a fresh process.
 
-    The peak is resident memory of the whole process, Python and the runtime's libraries included.
+    The peak is resident memory of the whole process, Python and the runtime's libraries included;
+    for a server, that of its processes. Nothing is measured of one that runs elsewhere.
 
     Raises:
         RunnerError: The process failed; carries the last line that it wrote.
     """
+    if runs_elsewhere(point.runtime):
+        return {}
     request = {
         "artifact": str(artifact),
         "runtime": point.runtime,
@@ -82,7 +85,7 @@ def main() -> None:
         answer = {
             "load_ms": runner.load_ms,
             "first_inference_ms": first_ms,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": runner.peak_memory_mib() or peak_memory_mib(),
         }
     sys.stdout.write(json.dumps(answer) + "\n")
 

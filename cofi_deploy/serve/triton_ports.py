@@ -1,17 +1,19 @@
 """Are the ports of a server free, and who has them if not?
 
 In: `ServerSettings`. Out: nothing, or an error that names port, flag and holder. Called by
-`triton_server.py` before a server is started, which itself would find out seconds later.
+`triton_server.py` before a server is started, which itself would find out seconds later. For a
+server that nobody else has to find there are `free_ports`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import psutil
 
 from cofi_deploy.errors import EnvironmentProblem, UsageError
-from cofi_deploy.serve.triton_command import ServerSettings
+from cofi_deploy.serve.triton_command import LOCAL_HOST, ServerSettings
 
 
 def check_ports(settings: ServerSettings) -> None:
@@ -34,6 +36,17 @@ def check_ports(settings: ServerSettings) -> None:
                 f"port {port} ({flag}) on {settings.host!r} cannot be had: {error.strerror}"
                 f"{_holder(port)}; choose another, for example {flag} {port + 100}"
             ) from error
+
+
+def free_ports() -> dict[str, int]:
+    """Loopback ports that nothing listens on, by their names in `ServerSettings`."""
+    with contextlib.ExitStack() as sockets:
+        names = ("http_port", "grpc_port", "metrics_port")
+        # All are held until the last is found, so that they differ.
+        probes = {name: sockets.enter_context(socket.socket()) for name in names}
+        for probe in probes.values():
+            probe.bind((LOCAL_HOST, 0))
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
 
 
 def _try_port(host: str, port: int) -> None:

@@ -23,6 +23,7 @@ from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
 from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.triton_text_accuracy import TEXT, add_text_rows
 from cofi_deploy.serve.verdict import Targets, Verdict, judge
 from cofi_deploy.tasks import EncodedSplit, Example, Task
 
@@ -99,7 +100,9 @@ def verify(
         [
             row
             for row in accuracy.rows
-            if row["model"] == pruned.label and row["runtime"] in settings.bench.runtimes
+            if row["model"] == pruned.label
+            and row["runtime"] in settings.bench.runtimes
+            and row.get("requests") != TEXT  # read by the server's own rules; the row tells
         ],
         [row for row in latency_rows if row["model"] == pruned.label],
         accuracy.tests,
@@ -168,6 +171,8 @@ def _measure_accuracy(
             row["metric_dense"] = scored[dense.label].metrics[task.metric_name]
             result.rows.append(row)
             result.notes.extend(_parity_note(row))
+        if runtime == "triton":
+            add_text_rows(result, subjects, task, examples, scored, reference)
         predictions = [scored[subject.label].predictions for subject in subjects]
         # Most runtimes predict exactly what another one does: the same test, the same result.
         key = (tuple(predictions[0]), tuple(predictions[1]))
