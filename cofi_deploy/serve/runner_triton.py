@@ -9,7 +9,9 @@ writing the request, the way to the server and back, its queue and batcher, the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from cofi_deploy.serve.triton_environment import (
 from cofi_deploy.serve.triton_launchers import find_tritonserver
 from cofi_deploy.serve.triton_service import TritonService, open_service, server_url
 from cofi_deploy.triton_repository import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 # Threads of one inference, in the words of each backend.
 _THREAD_PARAMETERS = ("intra_op_thread_count", "INFERENCE_NUM_THREADS")
@@ -83,10 +87,13 @@ def open_session(artifact: Path, settings: RunnerSettings) -> TritonSession:
     try:
         precision = service.manifest.precision
         check_precision(settings.runtime, settings.precision, (precision,))
-        return TritonSession(service)
+        session = TritonSession(service)
     except BaseException:  # Ctrl-C, too, must leave no server behind
         service.close()
         raise
+    if session.threads != settings.threads:
+        _tell_threads(artifact, session.threads)
+    return session
 
 
 class TritonSession:
@@ -126,6 +133,16 @@ class TritonSession:
         if self._service is None:
             raise RunnerError("this triton session is closed; open the artifact again")
         return self._service
+
+
+@functools.cache
+def _tell_threads(artifact: Path, threads: int) -> None:
+    """Once for each repository: whoever asked for another number should know it."""
+    logger.warning(
+        "triton computes on %s, as %r says; export it with --set threads=N for another number",
+        f"{threads} thread{'s' if threads > 1 else ''}" if threads else "all cores of its server",
+        str(artifact),
+    )
 
 
 def _has_client() -> bool:

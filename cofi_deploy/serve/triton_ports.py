@@ -2,13 +2,14 @@
 
 In: `ServerSettings`. Out: nothing, or an error that names port, flag and holder. Called by
 `triton_server.py` before a server is started, which itself would find out seconds later. For a
-server that nobody else has to find there are `free_ports`.
+server that nobody else has to find there is `on_free_ports`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from dataclasses import replace
 
 import psutil
 
@@ -38,15 +39,15 @@ def check_ports(settings: ServerSettings) -> None:
             ) from error
 
 
-def free_ports() -> dict[str, int]:
-    """Loopback ports that nothing listens on, by their names in `ServerSettings`."""
+def on_free_ports(settings: ServerSettings) -> ServerSettings:
+    """The same settings on loopback ports that nothing listens on."""
     with contextlib.ExitStack() as sockets:
-        names = ("http_port", "grpc_port", "metrics_port")
-        # All are held until the last is found, so that they differ.
-        probes = {name: sockets.enter_context(socket.socket()) for name in names}
-        for probe in probes.values():
+        # All are held until the last one is found, so that they differ.
+        probes = [sockets.enter_context(socket.socket()) for _ in settings.ports]
+        for probe in probes:
             probe.bind((LOCAL_HOST, 0))
-        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+        http, grpc, metrics = (probe.getsockname()[1] for probe in probes)
+    return replace(settings, host=LOCAL_HOST, http_port=http, grpc_port=grpc, metrics_port=metrics)
 
 
 def _try_port(host: str, port: int) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ from cofi_deploy.serve.triton_command import ServerSettings
 from cofi_deploy.serve.triton_environment import cache_root
 from cofi_deploy.serve.triton_launchers import find_tritonserver, plan_launch
 from cofi_deploy.serve.triton_log import explain
-from cofi_deploy.serve.triton_ports import free_ports
+from cofi_deploy.serve.triton_ports import on_free_ports
 from cofi_deploy.serve.triton_served import needs_of, remove_compiled_code
-from cofi_deploy.serve.triton_server import TritonServer, start_server
+from cofi_deploy.serve.triton_server import STOP_TIMEOUT_S, TritonServer, start_server
 from cofi_deploy.triton_repository import (
     CONFIG_FILE,
     CONFIGS_FOLDER,
@@ -51,6 +51,7 @@ _ANSWER_TIMEOUT_S = 300.0
 _CONNECT_TIMEOUT_S = 5.0
 # A connection breaks a moment before the process behind it is seen to be gone.
 _DEATH_S, _DEATH_POLL_S = 2.0, 0.02
+_BROKEN_STOP_S = 2.0
 
 _url: ContextVar[str | None] = ContextVar("triton_url", default=None)
 
@@ -112,7 +113,8 @@ class TritonService:
             self.client.close()
         finally:
             if self.server is not None:
-                self.server.stop()
+                # A broken one would wait half a minute for answers that never come.
+                self.server.stop(timeout_s=_BROKEN_STOP_S if self._failed else STOP_TIMEOUT_S)
         if self.server is not None and not self._failed:
             self.server.log_file.unlink(missing_ok=True)
 
@@ -194,7 +196,7 @@ def _started(artifact: Path, folder: Path, manifest: ExportManifest) -> TritonSe
     remove_compiled_code(artifact)
     check_repository(artifact)
     # Without polling a server that waits for its turn does nothing at all.
-    settings = replace(ServerSettings(model_control="none"), **free_ports())
+    settings = on_free_ports(ServerSettings(model_control="none"))
     launch = plan_launch(
         artifact.resolve(),
         needs_of(artifact),
