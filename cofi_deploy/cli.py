@@ -243,7 +243,16 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
 )
 @click.option("--max-drop", type=float, help="Largest accepted loss of the metric, in points.")
 @click.option("--min-speedup", type=float, help="Smallest accepted speedup, everywhere.")
-@click.option("--require", multiple=True, help="Runtime whose absence is a failure; repeatable.")
+@click.option(
+    "--require",
+    multiple=True,
+    help="Runtime that must be here, else exit 3 before anything is exported; repeatable.",
+)
+@click.option(
+    "--triton-url",
+    metavar="HOST:PORT",
+    help="gRPC service of a running server, for --runtime triton.  [default: starts its own]",
+)
 @click.option("--limit", type=int, help="Score only so many examples.")
 @click.option("--task", help="Task, for two models that lie in no run.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Local files of --task.")
@@ -270,7 +279,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     cofi-deploy verify
     cofi-deploy verify --max-drop 1.5 --min-speedup 8
     cofi-deploy verify runs/mrpc-s95/models/0.6 --max-drop 0.5
-    cofi-deploy verify runs/mrpc-s90 --runtime onnxruntime-cpu --point 8x64
+    cofi-deploy verify runs/mrpc-s90 --runtime ort --runtime triton --point 8x64
     """
     _check_places(models)
     named = _named_task(flags)
@@ -286,6 +295,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
         points=flags["points"] or verifying.DEFAULT_POINTS,
         task=task,
         require=flags["require"],
+        triton_url=flags["triton_url"],
         threads=flags["threads"],
         limit=flags["limit"],
         min_repeats=flags["min_repeats"],

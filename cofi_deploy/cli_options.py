@@ -99,7 +99,9 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--runtime",
             "runtimes",
             multiple=True,
-            help="Where to measure; repeatable.  [default: torch, onnxruntime-cpu, openvino]",
+            help="Where to measure; repeatable. One of torch, onnxruntime-cpu (ort), "
+            "onnxruntime-cuda, openvino, tensorrt and tensorrt-rtx (trt), triton; or all. "
+            "[default: torch, onnxruntime-cpu, openvino]",
         ),
         click.option("--threads", type=int, help="Of one inference.  [default: physical cores]"),
         click.option(

@@ -92,7 +92,7 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             row["model"],
-            row["runtime"],
+            f"{row['runtime']}, {row['requests']}" if "requests" in row else row["runtime"],
             f"{row['metric']:.4f}",
             _optional(row.get("agreement"), ".4f"),
             _optional(row.get("max_abs_logit_diff"), ".1e"),

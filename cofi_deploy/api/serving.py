@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,12 @@ from cofi_deploy.serve.triton_environment import cache_root
 from cofi_deploy.serve.triton_launchers import plan_launch
 from cofi_deploy.serve.triton_log import ModelNews, explain
 from cofi_deploy.serve.triton_ports import check_ports
-from cofi_deploy.serve.triton_served import SampleRequest, needs_of, sample_requests
+from cofi_deploy.serve.triton_served import (
+    SampleRequest,
+    needs_of,
+    remove_compiled_code,
+    sample_requests,
+)
 from cofi_deploy.serve.triton_server import READY_TIMEOUT_S, TritonServer, start_server
 from cofi_deploy.triton_repository import check_repository
 
@@ -188,7 +192,7 @@ def find_repository(path: Path | None) -> Path:
 
 def _check(place: Path, server: Server | Literal["auto"], settings: ServerSettings) -> Launch:
     """Refuse the repository before anything is installed for it."""
-    _remove_compiled_code(place)
+    remove_compiled_code(place)
     check_repository(place)
     launch = plan_launch(place, needs_of(place), settings, server=server)
     if launch.version is not None:
@@ -208,13 +212,6 @@ def _check_log(log: Path, place: Path) -> None:
             f"--log {str(log)!r} lies in the repository, where a server that polls would take each "
             "line for a new version; name a file elsewhere"
         )
-
-
-def _remove_compiled_code(place: Path) -> None:
-    """What a server's Python left beside our code; it would run in its place, whatever it holds."""
-    for path in sorted(place.glob("*/*/__pycache__")):
-        shutil.rmtree(path, ignore_errors=True)
-        logger.info("removed %s", path)
 
 
 def _check_answer(server: TritonServer, request: SampleRequest) -> None:

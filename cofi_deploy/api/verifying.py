@@ -11,14 +11,19 @@ from cofi_deploy.api.exporting import export_if_stale
 from cofi_deploy.api.model_card import refresh_cards
 from cofi_deploy.api.places import Place, find_model, teacher_of
 from cofi_deploy.api.run_task import TaskArguments, task_of_run
+from cofi_deploy.api.runtime_names import points_of, runtimes_of
+from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import EXPORTS_ROOT, read_json
-from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.errors import UsageError
+from cofi_deploy.exports import read_manifest
+from cofi_deploy.inspect_model import describe
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.serve.bench import BenchResult, BenchSettings
 from cofi_deploy.serve.bench import bench as run_bench
-from cofi_deploy.serve.latency import TASK_LENGTHS, OperatingPoint, Schedule
+from cofi_deploy.serve.latency import TASK_LENGTHS, Schedule
 from cofi_deploy.serve.runner import availability
 from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.triton_service import running_server
 from cofi_deploy.serve.verdict import Targets
 from cofi_deploy.serve.verify import VerifyResult, VerifySettings
 from cofi_deploy.serve.verify import verify as run_verify
@@ -34,6 +39,7 @@ _FORMATS = {
     "openvino": "openvino",
     "tensorrt": "trt",
     "tensorrt-rtx": "trt",
+    "triton": "triton",
 }
 
 
@@ -46,6 +52,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     max_drop: float | None = None,
     min_speedup: float | None = None,
     require: Sequence[str] = (),
+    triton_url: str | None = None,
     threads: int | None = None,
     limit: int | None = None,
     min_repeats: int = 30,
@@ -60,7 +67,8 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
     Args:
         models: Nothing: the newest run. One: a run, with all its members against its teacher,
             or a model in a run, alone against that teacher. Two: dense, pruned.
-        runtimes: Where to measure; those that are not here are reported as skipped.
+        runtimes: Where to measure, or `all`; those that are not here are reported as skipped. Short
+            names are those of `runtime_names.ALIASES`.
         points: Operating points, `<batch>x<length>` or `<batch>xtask`.
         task: Where the development data is; by default as the run was trained.
         max_drop: Largest loss of the metric that is accepted, in points. Of a family, the run's
@@ -68,6 +76,8 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         min_speedup: Smallest speedup that is accepted, in every runtime and at every point; of
             the same model.
         require: Runtimes whose absence is an error.
+        triton_url: `HOST:PORT` of the gRPC service of a running Triton server that serves the
+            models; None: runtime `triton` starts servers of its own.
         threads: Of one inference; None means the physical cores.
         limit: Score only so many examples.
         min_repeats: Rounds for each operating point, whatever they take.
@@ -86,12 +96,16 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         if run is None:
             raise UsageError("two models outside of a run have no task; name it with --task")
         task = task_of_run(run)
-    used = tuple(dict.fromkeys([*runtimes, *require]))
-    _check_runtimes(used, require)
+    if triton_url is not None and "triton" not in {*runtimes, *require}:
+        raise UsageError(
+            "--triton-url names the server of --runtime triton, which is not asked for"
+        )
+    with running_server(triton_url):
+        used = runtimes_of(runtimes, require)
     settings = VerifySettings(
         bench=BenchSettings(
             runtimes=used,
-            points=tuple(OperatingPoint.parse(point) for point in points),
+            points=points_of(points),
             threads=threads,
             schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
             saturate=saturate,
@@ -102,13 +116,14 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         metrics_file=None if run is None else run / "metrics.jsonl",
         command=command,
     )
-    result = run_verify(
-        _subject(family.dense, "dense", used),
-        [_subject(place, label, used) for label, place in family.members.items()],
-        task.load(),
-        settings,
-        output or run or Path(),
-    )
+    with running_server(triton_url):
+        result = run_verify(
+            _subject(family.dense, "dense", used),
+            [_subject(place, label, used) for label, place in family.members.items()],
+            task.load(),
+            settings,
+            output or run or Path(),
+        )
     refresh_cards(result.result_file.parent)
     return result
 
@@ -130,7 +145,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
 
     Args:
         models: Run or model directories; nothing: the newest run, its teacher first.
-        runtimes: Where to measure.
+        runtimes: Where to measure, as for `verify`.
         points: Operating points, `<batch>x<length>` or `<batch>xtask`.
         task: Where the texts of `xtask` come from; None means the task of the first run among the
             models. Any length in tokens is timed without.
@@ -146,11 +161,11 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
         if models
         else _newest_pair(exports_root)
     )
-    _check_runtimes(runtimes)
-    subjects = [_subject(place, place.name, runtimes) for place in places]
+    used = runtimes_of(runtimes)
+    subjects = [_subject(place, place.name, used) for place in places]
     settings = BenchSettings(
-        runtimes=tuple(runtimes),
-        points=tuple(OperatingPoint.parse(point) for point in points),
+        runtimes=used,
+        points=points_of(points),
         threads=threads,
         schedule=Schedule(min_repeats=min_repeats, max_seconds=max_seconds),
         fresh_process=fresh_process,
@@ -247,13 +262,25 @@ def _trained_models(run: Path) -> list[dict[str, Any]]:
 
 def _subject(place: Place, label: str, runtimes: Sequence[str]) -> Subject:
     """Artifacts for every runtime that can run here, exported where they are missing or stale."""
-    artifacts: dict[str, Path] = {}
+    artifacts = {"torch": place.model}  # the reference, asked for or not
     for runtime in runtimes:
-        if runtime == "torch":
-            artifacts[runtime] = place.model
-        elif runtime in _FORMATS and availability(runtime) is None:
+        if runtime in _FORMATS and availability(runtime) is None:
             artifacts[runtime] = export_if_stale(place, _FORMATS[runtime])
+            if runtime == "triton":
+                _check_vocabulary(place, artifacts[runtime])
     return Subject(label=label, artifacts=artifacts, facts=_facts(place))
+
+
+def _check_vocabulary(place: Place, repository: Path) -> None:
+    """Token ids of the model must be those of the repository; one made from an ONNX may be cut."""
+    served = read_manifest(repository).arch.vocab_size
+    own = Arch.from_json(describe(place.model)["arch"]).vocab_size
+    if served != own:
+        raise UsageError(
+            f"{str(repository)!r} serves a vocabulary of {served} pieces, the model has {own}; "
+            f"export it again: cofi-deploy export {place.model} --format triton "
+            f"--output {repository}"
+        )
 
 
 def _facts(place: Place) -> dict[str, Any]:
@@ -270,11 +297,3 @@ def _facts(place: Place) -> dict[str, Any]:
         if (place.run / entry["directory"]).resolve() == place.model.resolve():
             facts["target_sparsity"] = entry["target_sparsity"]
     return facts
-
-
-def _check_runtimes(runtimes: Sequence[str], required: Sequence[str] = ()) -> None:
-    """Refuse unknown names and the absence of what is required, before anything is exported."""
-    for runtime in runtimes:
-        reason = availability(runtime)
-        if reason is not None and runtime in required:
-            raise EnvironmentProblem(f"--require {runtime}: {reason}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.runner import availability, open_runner
+from cofi_deploy.serve.runner import availability, open_runner, runs_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,14 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
 
     All of one fresh process. The peak is resident memory of the whole process, Python and the
     runtime's libraries included; ``idle_memory_mib`` is that peak before the artifact is opened,
-    so that the difference is what the model costs. On a GPU both are memory of the host.
+    so that the difference is what the model costs. On a GPU both are memory of the
+    host. The peak of a server is that of its processes; of one elsewhere nothing is measured.
 
     Raises:
         RunnerError: The process failed; carries the last line that it wrote.
     """
+    if runs_elsewhere(point.runtime):
+        return {}
     request = {
         "artifact": str(artifact),
         "runtime": point.runtime,
@@ -93,7 +96,7 @@ def main() -> None:
         answer = {
             "load_ms": runner.load_ms,
             "first_inference_ms": first_ms,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": runner.peak_memory_mib() or peak_memory_mib(),
             "idle_memory_mib": idle,
         }
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -35,6 +35,7 @@ _MODULES = {
     "openvino": "cofi_deploy.serve.runner_openvino",
     "tensorrt": "cofi_deploy.serve.runner_tensorrt",
     "tensorrt-rtx": "cofi_deploy.serve.runner_tensorrt",
+    "triton": "cofi_deploy.serve.runner_triton",
 }
 RUNTIMES = tuple(_MODULES)
 
@@ -86,6 +87,9 @@ class Runner(Protocol):
         Raises:
             RunnerError: As `infer`.
         """
+
+    def peak_memory_mib(self) -> float | None:
+        """Largest memory of the processes that it started; None: it computes in this one."""
 
     def close(self) -> None:
         """Let go of the runtime's memory."""
@@ -202,6 +206,12 @@ def availability(runtime: str) -> str | None:
     return _module(runtime).unavailable(runtime)
 
 
+def runs_elsewhere(runtime: str) -> bool:
+    """Whether a runtime is a server that somebody else started: no process of ours to look into."""
+    answer = getattr(_module(runtime), "runs_elsewhere", None)
+    return answer is not None and answer()
+
+
 def physical_cores() -> int:
     """Physical cores that this process may use; hyper-threads do not help matrix products."""
     import psutil  # noqa: PLC0415 - a caller that names its threads needs it not
@@ -216,7 +226,8 @@ class _CheckedRunner:
     def __init__(self, settings: RunnerSettings, session: Session, load_ms: float) -> None:
         self._session: Session | None = session
         self.runtime = settings.runtime
-        self.threads = settings.threads
+        # A server's threads are what its repository says, whatever is asked for here.
+        self.threads: int = getattr(session, "threads", settings.threads)
         self.precision = session.precision
         self.device = session.device
         self.limits = session.limits
@@ -248,6 +259,10 @@ class _CheckedRunner:
             session.run(inputs)
 
         return call
+
+    def peak_memory_mib(self) -> float | None:
+        measure = getattr(self._open(), "peak_memory_mib", None)
+        return None if measure is None else measure()
 
     def close(self) -> None:
         if self._session is not None:

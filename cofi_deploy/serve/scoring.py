@@ -18,6 +18,7 @@ from cofi_deploy.serve.changed_errors import changed_errors
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
 from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.triton_text_accuracy import add_text_rows
 from cofi_deploy.tasks import EncodedSplit, Example, Task
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ def measure_accuracy(
                 row |= _change_keys(test)
             result.rows.append(row)
             result.notes.extend(_parity_note(row))
+        if runtime == "triton":
+            add_text_rows(result, subjects, scoring.task, pairs.examples, scored, reference)
         if runtime == usable[0]:
             result.comparisons.extend(
                 pairs.comparison(member.label, runtime, scored[dense.label], scored[member.label])
@@ -112,7 +115,7 @@ class _Pairs:
 
     def __init__(self, scoring: Scoring, examples: Sequence[Example]) -> None:
         self._scoring = scoring
-        self._examples = examples
+        self.examples = examples
         self._tests: dict[Hashable, PairedTest | None] = {}
 
     def test(self, dense: Scored, member: Scored) -> PairedTest | None:
@@ -121,7 +124,7 @@ class _Pairs:
         if key not in self._tests:
             self._tests[key] = paired_test(
                 self._scoring.task,
-                self._examples,
+                self.examples,
                 dense.predictions,
                 member.predictions,
                 seed=self._scoring.bench.schedule.seed,
@@ -135,7 +138,7 @@ class _Pairs:
             "runtime": runtime,
             "test": None if test is None else dataclasses.asdict(test),
             **changed_errors(
-                self._scoring.task, self._examples, dense.predictions, member.predictions
+                self._scoring.task, self.examples, dense.predictions, member.predictions
             ),
         }
 

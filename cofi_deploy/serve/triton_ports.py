@@ -1,17 +1,20 @@
 """Are the ports of a server free, and who has them if not?
 
 In: `ServerSettings`. Out: nothing, or an error that names port, flag and holder. Called by
-`triton_server.py` before a server is started, which itself would find out seconds later.
+`triton_server.py` before a server is started, which itself would find out seconds later. For a
+server that nobody else has to find there is `on_free_ports`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from dataclasses import replace
 
 import psutil
 
 from cofi_deploy.errors import EnvironmentProblem, UsageError
-from cofi_deploy.serve.triton_command import ServerSettings
+from cofi_deploy.serve.triton_command import LOCAL_HOST, ServerSettings
 
 
 def check_ports(settings: ServerSettings) -> None:
@@ -34,6 +37,17 @@ def check_ports(settings: ServerSettings) -> None:
                 f"port {port} ({flag}) on {settings.host!r} cannot be had: {error.strerror}"
                 f"{_holder(port)}; choose another, for example {flag} {port + 100}"
             ) from error
+
+
+def on_free_ports(settings: ServerSettings) -> ServerSettings:
+    """The same settings on loopback ports that nothing listens on."""
+    with contextlib.ExitStack() as sockets:
+        # All are held until the last one is found, so that they differ.
+        probes = [sockets.enter_context(socket.socket()) for _ in settings.ports]
+        for probe in probes:
+            probe.bind((LOCAL_HOST, 0))
+        http, grpc, metrics = (probe.getsockname()[1] for probe in probes)
+    return replace(settings, host=LOCAL_HOST, http_port=http, grpc_port=grpc, metrics_port=metrics)
 
 
 def _try_port(host: str, port: int) -> None:

@@ -7,7 +7,9 @@ In: a repository whose configurations Triton's schema can read. Out: `Needs` for
 from __future__ import annotations
 
 import json
+import logging
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from cofi_deploy.triton_repository import (
     read_config,
     version_folders,
 )
+
+logger = logging.getLogger(__name__)
 
 _TEXT_SUFFIX = "_text"
 _SENTENCES = ("I would come here again.", "The room was cold, and breakfast was late.")
@@ -82,6 +86,13 @@ def sample_requests(repository: Path) -> list[SampleRequest]:
         for folder, config in _models(repository)
         if _is_ensemble(config) and folder.name.endswith(_TEXT_SUFFIX)
     ]
+
+
+def remove_compiled_code(repository: Path) -> None:
+    """What a server's Python left beside our code; it would run in its place, whatever it holds."""
+    for path in sorted(repository.glob("*/*/__pycache__")):
+        shutil.rmtree(path, ignore_errors=True)
+        logger.info("removed %s", path)
 
 
 def _models(repository: Path) -> Iterator[tuple[Path, ModelConfig]]:

@@ -104,7 +104,7 @@ class TritonServer:
         """
         began = said = time.monotonic()
         while not self.is_ready():
-            self._check_alive(" before it was ready")
+            self.check_alive(" before it was ready")
             now = time.monotonic()
             if now - began > timeout_s:
                 raise RunnerError(
@@ -161,10 +161,21 @@ class TritonServer:
             RunnerError: The server ended by itself; carries Triton's own words.
         """
         while True:
-            self._check_alive("")
+            self.check_alive()
             each_second()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=1.0)
+
+    def check_alive(self, when: str = "") -> None:
+        """Do nothing while the server runs.
+
+        Raises:
+            RunnerError: It ended, ``when``; carries Triton's own words and names its log.
+        """
+        code = self._process.poll()
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+            raise RunnerError(f"the server {how}{when}: {self.last_words()}")
 
     def log_text(self) -> str:
         """What the server has logged since this start."""
@@ -222,12 +233,6 @@ class TritonServer:
                 return stream.read()
         except OSError:  # somebody took it away; the server writes on
             return b""
-
-    def _check_alive(self, when: str) -> None:
-        code = self._process.poll()
-        if code is not None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-            raise RunnerError(f"the server {how}{when}: {self.last_words()}")
 
     def _remove_leftovers(self) -> None:
         """What a killed server leaves: a container, the processes of its Python models, memory."""

@@ -22,6 +22,7 @@ from cofi_deploy.serve.curves import read_metrics
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
+from cofi_deploy.serve.triton_text_accuracy import TEXT
 from cofi_deploy.serve.verdict import Targets, Verdict, judge
 from cofi_deploy.tasks import EncodedSplit, Task
 
@@ -166,7 +167,9 @@ def _verdict(
         [
             row
             for row in accuracy.rows
-            if row["model"] == judged and row["runtime"] in settings.bench.runtimes
+            if row["model"] == judged
+            and row["runtime"] in settings.bench.runtimes
+            and row.get("requests") != TEXT  # read by the server's own rules; the row tells
         ],
         [row for row in latency_rows if row["model"] == judged],
         {runtime: test for (label, runtime), test in accuracy.tests.items() if label == judged},

@@ -42,10 +42,10 @@ def test_a_required_runtime_that_is_missing_is_the_machines_fault(tiny_run):
 
 def test_an_unknown_runtime_is_refused_before_anything_is_exported(tiny_run, tmp_path):
     with pytest.raises(
-        UsageError, match=r"runtime is 'onnxruntime'.*did you mean 'onnxruntime-cpu'"
+        UsageError, match=r"runtime is 'onnxruntime-gpu'.*did you mean 'onnxruntime-c"
     ):
         api.verify(
-            [tiny_run], runtimes=("onnxruntime-cpu", "onnxruntime"), exports_root=tmp_path / "e"
+            [tiny_run], runtimes=("onnxruntime-cpu", "onnxruntime-gpu"), exports_root=tmp_path / "e"
         )
     assert not (tmp_path / "e").exists()
 
