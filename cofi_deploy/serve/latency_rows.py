@@ -49,6 +49,7 @@ def latency_rows(timed: Timed, *, seed: int) -> dict[str, Row]:
     for label, runner in timed.runners.items():
         row = _shape_keys(timed.point, runner) | _absolute_keys(timed, label, seed)
         row["rounds"] = len(timed.samples.ms[label])
+        row["warmup_runs"] = timed.samples.warmup_runs.get(label, 0)
         if timed.samples.load is not None:
             row |= timed.samples.load.keys()
         doubts = [] if (busy := _busy(timed)) is None else [busy]

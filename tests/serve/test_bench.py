@@ -31,6 +31,7 @@ ROW_KEYS = {
     "p99_ms",
     "sequences_per_s",
     "rounds",
+    "warmup_runs",
     "own_cores",
     "others_cores",
     "others_share",
@@ -61,6 +62,7 @@ def test_every_subject_runtime_and_shape_has_a_row(subjects, quick, encoded):
         assert row.keys() >= ROW_KEYS
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["p50_low_ms"] <= row["p50_ms"]
+        assert row["warmup_runs"] >= 2
         assert ("speedup" in row) == (row["model"] == "pruned")
         assert (row.keys() & TASK_KEYS) == (TASK_KEYS if row["seq_len"] == "task" else set())
     assert result.conditions["cpu_count"] == len(os.sched_getaffinity(0))
