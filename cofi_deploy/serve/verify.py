@@ -19,6 +19,8 @@ from cofi_deploy.results import result_document
 from cofi_deploy.serve.accuracy import Scored, compare, disagreements, score_split
 from cofi_deploy.serve.bench import BenchSettings, OwnEncodings, bench, usable_runtimes
 from cofi_deploy.serve.curves import read_metrics
+from cofi_deploy.serve.diagnosis import explain, screen, slower_models
+from cofi_deploy.serve.fault import Texts
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
@@ -82,7 +84,7 @@ def verify(
         RunnerError: A runtime failed on an artifact.
         DataError: The split's data is missing or unusable.
     """
-    subjects = (dense, pruned)
+    subjects: tuple[Subject, ...] = (dense, pruned)
     encoded = {
         subject.label: task.encode(
             settings.split, load_tokenizer(subject.tokenizer), limit=settings.limit
@@ -90,8 +92,15 @@ def verify(
         for subject in subjects
     }
     own = _own_encodings(subjects, task, settings)
+    texts = Texts(encoded=encoded, own=own)
+    subjects, faults = screen(subjects, texts, settings.bench.runtimes)
     accuracy = _measure_accuracy(subjects, task, (encoded, own), settings)
     timed = bench(subjects, settings.bench, encoded[pruned.label], own)
+    diagnoses = [
+        *faults,
+        *explain(subjects, task, texts, accuracy.answers),
+        *slower_models(timed.rows, timed.samples),
+    ]
     shared = {"task": task.name, "split": settings.split}
     latency_rows = [{**shared, **row} for row in timed.rows]
     verdict = judge(
@@ -103,12 +112,14 @@ def verify(
         ],
         [row for row in latency_rows if row["model"] == pruned.label],
         accuracy.tests,
+        diagnoses,
     )
     document = {
         **result_document([*accuracy.rows, *latency_rows], command=settings.command),
         "verdict": dataclasses.asdict(verdict),
         "skipped": timed.skipped,
-        "notes": [*accuracy.notes, *timed.notes],
+        "diagnoses": [dataclasses.asdict(diagnosis) for diagnosis in diagnoses],
+        "notes": [*(each.sentence for each in diagnoses), *accuracy.notes, *timed.notes],
         "comparison": accuracy.comparison,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
         "latency_samples": timed.samples,
@@ -124,6 +135,7 @@ class _Accuracy:
     tests: dict[str, PairedTest | None]
     comparison: dict[str, Any]
     notes: list[str]
+    answers: dict[tuple[str, str], Scored]
 
 
 def _own_encodings(
@@ -142,7 +154,7 @@ def _own_encodings(
 
 
 def _measure_accuracy(
-    subjects: tuple[Subject, Subject],
+    subjects: Sequence[Subject],
     task: Task,
     encodings: tuple[Mapping[str, EncodedSplit], OwnEncodings],
     settings: VerifySettings,
@@ -152,7 +164,7 @@ def _measure_accuracy(
     usable, _ = usable_runtimes(subjects, ("torch", *settings.bench.runtimes))
     dense, pruned = subjects
     examples = encoded[pruned.label].examples
-    result = _Accuracy(rows=[], tests={}, comparison={}, notes=[])
+    result = _Accuracy(rows=[], tests={}, comparison={}, notes=[], answers={})
     reference: dict[str, Scored] = {}
     tests: dict[Hashable, PairedTest | None] = {}
     for runtime in usable:
@@ -161,7 +173,7 @@ def _measure_accuracy(
             logger.info("scoring %s in %s", subject.label, runtime)
             split = own.get((subject.label, runtime), encoded[subject.label])
             row, answers = _score(subject, runtime, task, split, settings)
-            scored[subject.label] = answers
+            scored[subject.label] = result.answers[subject.label, runtime] = answers
             if runtime == "torch":
                 reference[subject.label] = answers
             row |= _parity_keys(reference.get(subject.label), answers)
