@@ -154,12 +154,13 @@ def _pair(models: Sequence[Path | str], exports_root: Path) -> tuple[Place, Plac
 
 
 def _subject(place: Place, label: str, runtimes: Sequence[str]) -> Subject:
-    """Artifacts for every runtime that can run here, exported where they are missing or stale."""
-    artifacts: dict[str, Path] = {}
+    """The model, and artifacts for every runtime that can run here, exported where they are stale.
+
+    The model is what artifacts are compared with, whether PyTorch is timed or not.
+    """
+    artifacts: dict[str, Path] = {"torch": place.model}
     for runtime in runtimes:
-        if runtime == "torch":
-            artifacts[runtime] = place.model
-        elif runtime in _FORMATS and availability(runtime) is None:
+        if runtime in _FORMATS and availability(runtime) is None:
             artifacts[runtime] = export_if_stale(place, _FORMATS[runtime])
     return Subject(label=label, artifacts=artifacts, facts=_facts(place))
 

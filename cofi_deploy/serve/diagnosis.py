@@ -137,15 +137,12 @@ def _explain_artifact(
     reference = others.get((checked.label, "torch"))
     if reference is None:
         return check_heads(checked, "")
-    precision = checked.manifest().precision
-    if not is_off(reference, scored, precision):
-        return []
+    if not is_off(reference, scored, checked.manifest().precision):
+        return check_range(checked, texts, None)
     told = symptom(reference, scored)
-    for found in (
-        check_heads(checked, told),
-        check_logit_order(checked, task, reference, scored),
-        check_range(checked, texts, told),
-    ):
-        if found:
-            return found
-    return [other_answers(checked, told)]
+    return (
+        check_heads(checked, told)
+        or check_logit_order(checked, task, reference, scored)
+        or check_range(checked, texts, told)
+        or [other_answers(checked, told)]
+    )

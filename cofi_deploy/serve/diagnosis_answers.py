@@ -66,15 +66,22 @@ def check_finite(checked: Checked, texts: Texts, scored: Scored) -> list[Diagnos
     if precision != "fp16":
         what = f"{where}, at {precision}: the artifact is broken; {checked.remedy()}"
         return [checked.diagnosis("not_finite", what)]
-    return [_overflow(checked, where, _widest(checked, texts))]
+    return [_overflow(checked, where, _beyond_fp16(checked, texts))]
 
 
-def check_range(checked: Checked, texts: Texts, told: str) -> list[Diagnosis]:
-    """Finite answers of an fp16 artifact that are off since numbers left its range."""
-    if checked.manifest().precision != "fp16":
+def check_range(checked: Checked, texts: Texts, told: str | None) -> list[Diagnosis]:
+    """Numbers beyond fp16 in an artifact that computes in it, though its answers are finite.
+
+    ONNX Runtime computes fp16 graphs in fp32 on a CPU, where they then answer as they should; on
+    the device that they are made for they overflow. ``told`` is how far its answers are off.
+    """
+    manifest = checked.manifest()
+    # OpenVINO stores fp16 and computes in fp32.
+    if manifest.precision != "fp16" or manifest.format == "openvino":
         return []
-    widest = _widest(checked, texts)
-    return [_overflow(checked, told, widest)] if widest and widest[1] > FP16_MAX else []
+    beyond = _beyond_fp16(checked, texts)
+    where = told or "it does not show in this runtime, which computed in fp32"
+    return [_overflow(checked, where, beyond)] if beyond else []
 
 
 def other_answers(checked: Checked, told: str) -> Diagnosis:
@@ -86,11 +93,14 @@ def other_answers(checked: Checked, told: str) -> Diagnosis:
     return checked.diagnosis("other_answers", what)
 
 
-def _overflow(checked: Checked, where: str, widest: tuple[str, float] | None) -> Diagnosis:
+def _overflow(checked: Checked, where: str, beyond: tuple[str, float] | None) -> Diagnosis:
     reason = "fp16 overflow"
-    if widest is not None and widest[1] > FP16_MAX:
-        name, peak = widest
-        reason += f": {name} reaches {peak:.3g}, the largest number of fp16 is {FP16_MAX:.0f}"
+    if beyond is not None:
+        *_, layer, sublayer = beyond[0].split(".")
+        reason += (
+            f": the {sublayer} sublayer of layer {layer} reaches {beyond[1]:.3g}, the largest "
+            f"number of fp16 is {FP16_MAX:.0f}"
+        )
     source = checked.manifest()
     what = (
         f"{reason}; {where}; use --precision bf16 or fp32: cofi-deploy export "
@@ -99,8 +109,11 @@ def _overflow(checked: Checked, where: str, widest: tuple[str, float] | None) ->
     return checked.diagnosis("fp16_overflow", what)
 
 
-def _widest(checked: Checked, texts: Texts) -> tuple[str, float] | None:
-    """The first sublayer with a number beyond fp16 in PyTorch, else the one with the largest."""
+def _beyond_fp16(checked: Checked, texts: Texts) -> tuple[str, float] | None:
+    """The first sublayer with a number (or weight) beyond fp16 in PyTorch, and the largest of it.
+
+    Sublayers that the artifact computes in fp32 are passed over.
+    """
     directory = checked.subject.artifacts.get("torch")
     if directory is None:
         return None
@@ -113,8 +126,9 @@ def _widest(checked: Checked, texts: Texts) -> tuple[str, float] | None:
             batch = split.batch(rows[start : start + _BATCH])
             names = ("input_ids", "attention_mask", "token_type_ids")
             model.outputs({name: torch.from_numpy(batch[name]) for name in names})
-    beyond = [(name, peak) for name, peak in peaks.items() if peak > FP16_MAX]
-    return beyond[0] if beyond else max(peaks.items(), key=lambda each: each[1], default=None)
+    exact = checked.manifest().options.get("fp32_sublayers", [])
+    beyond = (each for each in peaks.items() if each[1] > FP16_MAX and each[0] not in exact)
+    return next(beyond, None)
 
 
 class _Peaks(TorchFunctionMode):
@@ -130,7 +144,7 @@ class _Peaks(TorchFunctionMode):
         is_number = isinstance(result, torch.Tensor) and result.is_floating_point()
         if self.sublayer is not None and is_number and result.numel():
             peak = float(result.detach().abs().max())
-            self.peaks[self.sublayer] = max(self.peaks.get(self.sublayer, 0.0), peak)
+            self.peaks[self.sublayer] = max(self.peaks[self.sublayer], peak)
         return result
 
 
@@ -152,8 +166,9 @@ def _watched(model: nn.Module, peaks: dict[str, float]) -> Iterator[None]:
     for name, module in model.named_modules():
         parts = name.split(".")
         if parts[:2] == ["encoder", "layers"] and len(parts) == 4:
-            words = f"the {parts[3]} sublayer of layer {parts[2]}"
-            handles.append(module.register_forward_pre_hook(enter(words)))
+            largest = (float(each.abs().max()) for each in module.parameters() if each.numel())
+            peaks[name] = max(largest, default=0.0)
+            handles.append(module.register_forward_pre_hook(enter(name)))
             handles.append(module.register_forward_hook(leave))
     try:
         with mode:
