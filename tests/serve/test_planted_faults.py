@@ -26,7 +26,6 @@ from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.exports import MANIFEST
 from cofi_deploy.loading import load, save_compact, save_dense
 from cofi_deploy.serve.accuracy import score_split
-from cofi_deploy.serve.bench import bench
 from cofi_deploy.serve.diagnosis import MIN_ROUNDS, slower_models
 from cofi_deploy.serve.latency import Schedule
 from cofi_deploy.serve.runner import availability, open_runner
@@ -480,25 +479,24 @@ def test_a_fault_without_a_name_is_put_down_to_the_artifact(subjects, checked, t
 # Speed.
 
 
-def test_a_pruned_model_that_is_slower_is_told_with_its_interval(subjects, quick, tmp_path):
+def test_a_pruned_model_that_is_slower_is_told_with_its_interval(subjects, task, quick, tmp_path):
     sizes = replace(arch_of(FULL, 16).dense, hidden=128, heads=32, ffn=512)
     layers = (LayerArch(heads=32, ffn=512),) * 2
     arch = replace(arch_of(FULL, 16), hidden=128, dense=sizes, layers=layers, pooler=128)
     save_dense(random_model(arch), make_tokenizer(), tmp_path / "masked")
     masked = Subject(label="pruned", artifacts={"torch": tmp_path / "masked"})
-    settings = quick(
-        "torch", points=("8x32",), schedule=Schedule(min_repeats=MIN_ROUNDS, max_seconds=0.0)
-    )
+    schedule = Schedule(min_repeats=MIN_ROUNDS, max_seconds=0.0)
+    bench = quick("torch", points=("8x32",), schedule=schedule)
     for _ in range(3):
-        timed = bench([subjects["dense"], masked], settings)
-        if timed.rows[1]["speedup"] is not None:
+        settings = VerifySettings(bench=bench, limit=10)
+        result = verify(subjects["dense"], masked, task, settings, tmp_path / "out")
+        row = result.document["rows"][-1]
+        if row["speedup"] is not None:
             break
     else:
-        pytest.skip(timed.notes[-1])  # this machine is busy with other work
-    (diagnosis,) = slower_models(timed.rows, timed.samples)
-    row = timed.rows[1]
+        pytest.skip(result.document["notes"][-1])  # this machine is busy with other work
     assert row["speedup_high"] < 1
-    assert diagnosis.sentence.startswith(
+    assert only(result, "slower_model").startswith(
         f"pruned in torch at 8x32 is slower than dense: {row['speedup']:.2f} times its speed "
         f"(95 % interval {row['speedup_low']:.2f} to {row['speedup_high']:.2f}); was the model cut"
     )
