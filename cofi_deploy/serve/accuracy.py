@@ -30,16 +30,18 @@ class Scored:
     """What one model answered in one runtime, and what that is worth.
 
     Attributes:
-        outputs: Per feature, without batch axis and padding.
+        outputs: Per feature, without batch axis and padding; what is not finite reads 0.
         predictions: Per example.
         metrics: Fractions, by name.
         wall_s: Seconds of inference over the split.
+        not_finite: Features whose answers held NaN or infinity.
     """
 
     outputs: FeatureOutputs
     predictions: list[Hashable]
     metrics: dict[str, float]
     wall_s: float
+    not_finite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,11 @@ def score_split(
 ) -> Scored:
     """Run every feature of a split and score the answers.
 
+    An answer with NaN or infinity is scored as if it were 0 there, and noted in `not_finite`: an
+    overflow is to be told with its reason (`diagnosis.py`), not to end the measurement.
+
     Raises:
-        RunnerError: An inference failed, or its answers are not finite.
+        RunnerError: An inference failed.
     """
 
     def infer(batch: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -68,11 +73,15 @@ def score_split(
     start = time.perf_counter()
     outputs = predict_split(infer, encoded, kind=task.kind, batch_size=batch_size)
     wall_s = time.perf_counter() - start
+    not_finite = tuple(at for at, row in enumerate(outputs) if not _is_finite(row))
+    for at in not_finite:
+        outputs[at] = {name: _finite(array) for name, array in outputs[at].items()}
     return Scored(
         outputs=outputs,
         predictions=task.predictions(encoded, outputs),
         metrics=task.score(encoded, outputs),
         wall_s=wall_s,
+        not_finite=not_finite,
     )
 
 
@@ -107,6 +116,14 @@ def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float |
         ),
         default=0.0,
     )
+
+
+def _is_finite(row: Tensors) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in row.values())
+
+
+def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(np.isfinite(array), array, 0).astype(array.dtype)
 
 
 def _shapes(outputs: FeatureOutputs) -> list[tuple[int, ...]]:

@@ -153,6 +153,8 @@ def usable_runtimes(
         lacking = [subject.label for subject in subjects if runtime not in subject.artifacts]
         if reason is None and lacking:
             reason = f"no artifact of {', '.join(lacking)} for it; run: cofi-deploy export"
+        broken = [each.unusable[runtime] for each in subjects if runtime in each.unusable]
+        reason = reason or next(iter(broken), None)
         if reason is None:
             usable.append(runtime)
         else:

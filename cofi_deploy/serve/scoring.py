@@ -53,12 +53,14 @@ class Accuracy:
         tests: Each member against the dense model, by the member's label and runtime.
         comparisons: What changed, for each member in the first runtime: see `changed_errors`.
         notes: Sentences for the reader.
+        answers: Of each label in each runtime.
     """
 
     rows: list[dict[str, Any]]
     tests: dict[tuple[str, str], PairedTest | None]
     comparisons: list[dict[str, Any]]
     notes: list[str]
+    answers: dict[tuple[str, str], Scored]
 
 
 def measure_accuracy(
@@ -81,7 +83,7 @@ def measure_accuracy(
     usable, _ = usable_runtimes(subjects, ("torch", *scoring.bench.runtimes))
     dense, *members = subjects
     pairs = _Pairs(scoring, encoded[dense.label].examples)
-    result = Accuracy(rows=[], tests={}, comparisons=[], notes=[])
+    result = Accuracy(rows=[], tests={}, comparisons=[], notes=[], answers={})
     reference: dict[str, Scored] = {}
     for runtime in usable:
         scored: dict[str, Scored] = {}
@@ -89,7 +91,7 @@ def measure_accuracy(
             logger.info("scoring %s in %s", subject.label, runtime)
             split = own.get((subject.label, runtime), encoded[subject.label])
             row, answers = _score(subject, runtime, split, scoring)
-            scored[subject.label] = answers
+            scored[subject.label] = result.answers[subject.label, runtime] = answers
             if runtime == "torch":
                 reference[subject.label] = answers
             row |= _parity_keys(reference.get(subject.label), answers)

@@ -28,11 +28,13 @@ class Subject:
             others. A runtime that is not in it is skipped.
         facts: Keys of its rows that only the caller knows: ``base_model``, ``recipe``, ``seed``,
             ``target_sparsity``, ``target_speedup``.
+        unusable: Why the artifact for a runtime cannot be run; found by `diagnosis.screen`.
     """
 
     label: str
     artifacts: Mapping[str, Path]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Path:
@@ -42,6 +44,11 @@ class Subject:
             UsageError: The subject has no artifact.
         """
         return self.artifacts.get("torch") or self._any_artifact()
+
+    @property
+    def home(self) -> str:
+        """The runtime whose artifact holds `tokenizer`."""
+        return "torch" if "torch" in self.artifacts else next(iter(self.artifacts))
 
     def own_tokenizer(self, runtime: str) -> Path | None:
         """The artifact's directory where its vocabulary was cut, so that ids differ from others'.

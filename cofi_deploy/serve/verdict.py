@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cofi_deploy.errors import UsageError
+from cofi_deploy.serve.fault import Diagnosis
 from cofi_deploy.serve.significance import PairedTest
 
 Outcome = Literal["held", "missed", "undecided"]
@@ -39,10 +40,11 @@ class Claim:
     """One promise, in one place.
 
     ``measured`` (None: no believable number) is a drop in points or a speedup, ``low`` and
-    ``high`` its 95 % interval.
+    ``high`` its 95 % interval. ``no_fault`` is promised always; it stands here only when it is
+    missed, with 0 faults asked and 1 measured.
     """
 
-    claim: Literal["max_drop", "min_speedup"]
+    claim: Literal["max_drop", "min_speedup", "no_fault"]
     runtime: str
     batch_size: int | None
     seq_len: int | str | None
@@ -56,7 +58,10 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """All claims and the sum of them; without targets, `ok` holds and the sentence says so."""
+    """All claims and the sum of them.
+
+    Without targets `ok` holds, and the sentence says so, unless a fault was diagnosed.
+    """
 
     ok: bool
     sentence: str
@@ -68,6 +73,7 @@ def judge(
     accuracy_rows: Sequence[Mapping[str, Any]],
     latency_rows: Sequence[Mapping[str, Any]],
     tests: Mapping[str, PairedTest | None],
+    diagnoses: Sequence[Diagnosis] = (),
 ) -> Verdict:
     """Compare the pruned model's rows with the targets.
 
@@ -79,8 +85,9 @@ def judge(
         accuracy_rows: Of the pruned model, one for each runtime.
         latency_rows: Of the pruned model, one for each runtime and operating point.
         tests: Paired comparison with the dense model, by runtime.
+        diagnoses: Faults that were found, of either model; each is a missed claim.
     """
-    claims: list[Claim] = []
+    claims = [_fault_claim(diagnosis) for diagnosis in diagnoses]
     if targets.max_drop is not None:
         claims += [
             _drop_claim(targets.max_drop, row, tests.get(row["runtime"])) for row in accuracy_rows
@@ -90,6 +97,21 @@ def judge(
     unmeasured = _unmeasured(targets, claims)
     ok = not unmeasured and all(claim.outcome == "held" for claim in claims)
     return Verdict(ok=ok, sentence=_sentence(claims, unmeasured), claims=tuple(claims))
+
+
+def _fault_claim(diagnosis: Diagnosis) -> Claim:
+    return Claim(
+        claim="no_fault",
+        runtime=diagnosis.runtime,
+        batch_size=None,
+        seq_len=None,
+        asked=0.0,
+        measured=1.0,
+        low=None,
+        high=None,
+        outcome="missed",
+        sentence=diagnosis.sentence,
+    )
 
 
 def _drop_claim(asked: float, row: Mapping[str, Any], test: PairedTest | None) -> Claim:
@@ -158,7 +180,7 @@ def _unmeasured(targets: Targets, claims: Sequence[Claim]) -> list[str]:
 
 
 def _sentence(claims: Sequence[Claim], unmeasured: Sequence[str]) -> str:
-    if unmeasured:
+    if unmeasured and not any(claim.claim == "no_fault" for claim in claims):
         return f"Not shown: nothing was measured for {' and '.join(unmeasured)}."
     if not claims:
         return "No targets were set: the numbers below stand for themselves."

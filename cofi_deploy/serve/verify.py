@@ -19,6 +19,8 @@ from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.bench import BenchSettings, bench
 from cofi_deploy.serve.curves import read_metrics
+from cofi_deploy.serve.diagnosis import explain, screen, slower_models
+from cofi_deploy.serve.fault import Diagnosis, Texts
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
@@ -92,7 +94,7 @@ def verify(
         DataError: The split's data is missing or unusable.
     """
     judged = _judged(dense, members, settings)
-    subjects = (dense, *members)
+    subjects: tuple[Subject, ...] = (dense, *members)
     encoded = {
         subject.label: task.encode(
             settings.split, load_tokenizer(subject.tokenizer), limit=settings.limit
@@ -100,14 +102,21 @@ def verify(
         for subject in subjects
     }
     own = _own_encodings(subjects, task, settings)
+    texts = Texts(encoded=encoded, own=own)
+    subjects, faults = screen(subjects, texts, settings.bench.runtimes)
     scoring = Scoring(
         task=task, split=settings.split, bench=settings.bench, batch_size=settings.batch_size
     )
     accuracy = measure_accuracy(subjects, encoded, own, scoring)
     timed = bench(subjects, settings.bench, encoded[judged], own)
+    diagnoses = [
+        *faults,
+        *explain(subjects, task, texts, accuracy.answers),
+        *slower_models(timed.rows, timed.samples),
+    ]
     shared = {"task": task.name, "split": settings.split}
     latency_rows = [{**shared, **row} for row in timed.rows]
-    verdict = _verdict(judged, accuracy, latency_rows, settings)
+    verdict = _verdict(judged, accuracy, latency_rows, diagnoses, settings)
     document = {
         **result_document([*accuracy.rows, *latency_rows], command=settings.command),
         "dense": dense.label,
@@ -116,7 +125,8 @@ def verify(
         "verdict": dataclasses.asdict(verdict),
         "skipped": timed.skipped,
         "conditions": timed.conditions,
-        "notes": [*accuracy.notes, *timed.notes],
+        "diagnoses": [dataclasses.asdict(diagnosis) for diagnosis in diagnoses],
+        "notes": [*(each.sentence for each in diagnoses), *accuracy.notes, *timed.notes],
         "comparisons": accuracy.comparisons,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
         "sizes": _sizes(subjects),
@@ -159,6 +169,7 @@ def _verdict(
     judged: str,
     accuracy: Accuracy,
     latency_rows: Sequence[Mapping[str, Any]],
+    diagnoses: Sequence[Diagnosis],
     settings: VerifySettings,
 ) -> Verdict:
     """Of the judged member, in the runtimes that were asked for."""
@@ -173,6 +184,7 @@ def _verdict(
         ],
         [row for row in latency_rows if row["model"] == judged],
         {runtime: test for (label, runtime), test in accuracy.tests.items() if label == judged},
+        diagnoses,
     )
 
 

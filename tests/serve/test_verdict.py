@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cofi_deploy.errors import UsageError
+from cofi_deploy.serve.fault import Diagnosis
 from cofi_deploy.serve.significance import PairedTest
 from cofi_deploy.serve.verdict import Targets, judge
 
@@ -151,3 +152,20 @@ def test_an_easier_target_is_never_harder_to_meet(asked, speedup, below, above, 
 def test_targets_that_mean_nothing_are_refused(targets, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         Targets(**targets)
+
+
+def test_a_fault_is_a_missed_claim_that_comes_before_what_was_not_measured():
+    fault = Diagnosis(
+        model="pruned", runtime="openvino", fault="head_count", sentence="pruned is broken"
+    )
+    verdict = judge(Targets(min_speedup=2), [], [], {}, [fault])
+    assert not verdict.ok
+    assert verdict.sentence == "Missed: pruned is broken."
+    (claim,) = verdict.claims
+    assert (claim.claim, claim.runtime, claim.asked, claim.measured, claim.outcome) == (
+        "no_fault",
+        "openvino",
+        0.0,
+        1.0,
+        "missed",
+    )
