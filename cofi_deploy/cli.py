@@ -14,6 +14,7 @@ import click
 
 from cofi_deploy import __version__
 from cofi_deploy.artifacts import read_toml
+from cofi_deploy.cli_compare import compare
 from cofi_deploy.cli_options import (
     Count,
     Group,
@@ -364,6 +365,7 @@ def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
         _print_table(inspect_model.render(description))
 
 
+main.add_command(compare)
 main.add_command(rollback)
 main.add_command(serve)
 
