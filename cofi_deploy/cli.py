@@ -347,19 +347,31 @@ def inspect(
 ) -> None:
     """What MODEL keeps: heads, FFN width and parameters of each layer, size by part.
 
-    With OTHER: both side by side.
+    With OTHER: both side by side. MODEL may be an export, whose bytes are told by part.
 
     \b
     cofi-deploy inspect
     cofi-deploy inspect runs/mrpc-s90/model --svg structure.svg
     cofi-deploy inspect runs/mrpc-s90/teacher runs/mrpc-s90/model --png structure.png
+    cofi-deploy inspect exports/mrpc-s90/onnx
     """
-    from cofi_deploy import inspect_model, inspect_pair, structure_png, structure_svg
+    from cofi_deploy import (
+        inspect_export,
+        inspect_model,
+        inspect_pair,
+        structure_png,
+        structure_svg,
+    )
     from cofi_deploy.api.places import find_model
     from cofi_deploy.artifacts import write_bytes
 
     given = (model,) if other is None else (model, other)
-    described = [inspect_model.describe(find_model(each).model) for each in given]
+    inspect_export.check_alone(*given)
+    exported = inspect_export.is_export(model)
+    if model is not None and exported:
+        described = [inspect_export.describe_export(model)]
+    else:
+        described = [inspect_model.describe(find_model(each).model) for each in given]
     if svg is not None or png is not None:
         picture = structure_svg.structures_svg(inspect_model.archs_of(described))
         if png is not None:
@@ -368,6 +380,8 @@ def inspect(
             write_bytes(svg, picture.encode())
     if as_json:
         print_json(described[0] if other is None else inspect_model.document_of(described))
+    elif exported:
+        _print_table(inspect_export.render_export(described[0]))
     elif other is None:
         _print_table(inspect_model.render(described[0]))
     else:
