@@ -14,6 +14,7 @@ import click
 
 from cofi_deploy import __version__
 from cofi_deploy.artifacts import read_toml
+from cofi_deploy.cli_compare import compare
 from cofi_deploy.cli_options import (
     Count,
     Group,
@@ -31,6 +32,7 @@ from cofi_deploy.hub import DEFAULT_MODEL, check_model_reachable
 from cofi_deploy.task_names import check_task_arguments
 
 _MODEL = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _NEWEST = "newest"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -359,35 +361,58 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
 
 @main.command()
 @click.argument("model", required=False, type=_MODEL)
-@click.option(
-    "--svg",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw the kept structure into this file.",
-)
+@click.argument("other", required=False, type=_MODEL)
+@click.option("--svg", type=_FILE, help="Also draw the kept structure into this file.")
+@click.option("--png", type=_FILE, help="The same as pixels; needs cofi-deploy[png].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @common_options
-def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
-    """What a model keeps: heads, FFN width and parameters of each layer, size by part.
+def inspect(
+    model: Path | None, other: Path | None, svg: Path | None, png: Path | None, as_json: bool
+) -> None:
+    """What MODEL keeps: heads, FFN width and parameters of each layer, size by part.
+
+    With OTHER: both side by side. MODEL may be an export, whose bytes are told by part.
 
     \b
     cofi-deploy inspect
     cofi-deploy inspect runs/mrpc-s90/model --svg structure.svg
+    cofi-deploy inspect runs/mrpc-s90/teacher runs/mrpc-s90/model --png structure.png
+    cofi-deploy inspect exports/mrpc-s90/onnx
     """
-    from cofi_deploy import inspect_model, structure_svg
+    from cofi_deploy import (
+        inspect_export,
+        inspect_model,
+        inspect_pair,
+        structure_png,
+        structure_svg,
+    )
     from cofi_deploy.api.places import find_model
-    from cofi_deploy.arch import Arch
     from cofi_deploy.artifacts import write_bytes
 
-    description = inspect_model.describe(find_model(model).model)
-    if svg is not None:
-        picture = structure_svg.structure_svg(Arch.from_json(description["arch"]))
-        write_bytes(svg, picture.encode())
-    if as_json:
-        print_json(description)
+    given = (model,) if other is None else (model, other)
+    inspect_export.check_alone(*given)
+    exported = inspect_export.is_export(model)
+    if model is not None and exported:
+        described = [inspect_export.describe_export(model)]
     else:
-        _print_table(inspect_model.render(description))
+        described = [inspect_model.describe(find_model(each).model) for each in given]
+    if svg is not None or png is not None:
+        picture = structure_svg.structures_svg(inspect_model.archs_of(described))
+        if png is not None:
+            write_bytes(png, structure_png.png_from_svg(picture))
+        if svg is not None:
+            write_bytes(svg, picture.encode())
+    if as_json:
+        print_json(described[0] if other is None else inspect_model.document_of(described))
+    elif exported:
+        _print_table(inspect_export.render_export(described[0]))
+    elif other is None:
+        _print_table(inspect_model.render(described[0]))
+    else:
+        _print_table(inspect_pair.render_pair(*described))
 
 
+main.add_command(compare)
 main.add_command(rollback)
 main.add_command(serve)
 

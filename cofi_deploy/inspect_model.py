@@ -2,7 +2,8 @@
 
 In: a model directory, compact or an ordinary dense checkpoint; tensors are counted from the
 headers of its safetensors files, no weight is loaded. Out: a JSON-able description (`describe`)
-and its terminal form (`render`). The picture is in `structure_svg.py`.
+and its terminal form (`render`). Two models are in `inspect_pair.py`, the picture in
+`structure_svg.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +90,24 @@ def describe(model_dir: Path) -> dict[str, Any]:
         "dtypes": sorted({dtype for _, dtype in tensors.values()}),
         "arch": arch.to_json(),
     }
+
+
+def document_of(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several descriptions as one JSON-able object."""
+    return {"schema_version": SCHEMA_VERSION, "models": list(descriptions)}
+
+
+def archs_of(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Arch]:
+    """What to draw, by the label of each model: none where there is only one."""
+    labels = [""] if len(descriptions) == 1 else [f"{mark}: {_short(description['model'])}"
+        for mark, description in zip("AB", descriptions, strict=True)]  # fmt: skip
+    archs = (Arch.from_json(description["arch"]) for description in descriptions)
+    return dict(zip(labels, archs, strict=True))
+
+
+def _short(model: str) -> str:
+    """The end of a path: what tells models of one run, and runs of one folder, apart."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def render(description: Mapping[str, Any]) -> RenderableType:

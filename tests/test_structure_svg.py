@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
-from cofi_deploy.structure_svg import structure_svg
+from cofi_deploy.structure_svg import structure_svg, structures_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -86,3 +86,27 @@ def test_everything_lies_inside_the_picture(layers: list[tuple[int, int]], hidde
         assert wide > 0
         assert 0 <= x <= x + wide <= width
         assert 0 <= y <= y + high <= height
+
+
+def test_several_models_lie_below_each_other_under_their_labels() -> None:
+    archs = {"A: dense": arch_of((4, 64), (4, 64), hidden=32), "B: a<b": arch_of((1, 9), (0, 0))}
+    root = ET.fromstring(structures_svg(archs))
+    first, second = root.findall(f"{SVG}svg")
+    assert float(second.get("y", "nan")) == float(first.get("height", "nan"))
+    heights = [float(each.get("height", "nan")) for each in (first, second)]
+    assert float(root.get("height", "nan")) == sum(heights)
+    titles = [each.findtext(f"{SVG}title") or "" for each in (first, second)]
+    assert [title.split(":")[1].split()[0] for title in titles] == ["dense", "a<b"]
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) == 4
+
+
+def test_hidden_size_is_drawn_to_scale() -> None:
+    root = ET.fromstring(structure_svg(arch_of((1, 1), hidden=8)))
+    (bar,) = rectangles(root, "cofi-hidden")
+    outline = next(
+        rect for rect in rectangles(root, "cofi-outline") if rect.get("y") == bar.get("y")
+    )
+    widths = [float(rect.get("width", "nan")) for rect in (bar, outline)]
+    assert widths[0] / widths[1] == pytest.approx(8 / 32)
+    assert "8 of 32" in [text.text for text in root.iter(f"{SVG}text")]

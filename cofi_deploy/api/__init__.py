@@ -1,4 +1,4 @@
-"""The Python API: `train`, `export`, `verify`, `bench`, `serve`, `rollback`; what commands call.
+"""The Python API: `train`, `export`, `verify`, `bench`, `compare`, `serve`, `rollback`.
 
 The stages meet here and only here, and hand over nothing but paths. Each function is imported when
 it is first used, so that asking for one does not load the libraries of all.
@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cofi_deploy.api.comparing import compare
     from cofi_deploy.api.exporting import export
     from cofi_deploy.api.serving import serve
     from cofi_deploy.api.training import train
     from cofi_deploy.api.verifying import bench, verify
     from cofi_deploy.api.versions import rollback
 
-__all__ = ["bench", "export", "rollback", "serve", "train", "verify"]
+__all__ = ["bench", "compare", "export", "rollback", "serve", "train", "verify"]
 
 _HOMES = {
     "bench": "verifying",
+    "compare": "comparing",
     "export": "exporting",
     "rollback": "versions",
     "serve": "serving",
