@@ -31,16 +31,20 @@ def latency_strips(samples: Sequence[Sample], dense: str, judged: str) -> dict[s
     Returns:
         Pictures by runtime; none without samples.
     """
-    five = {id(item): np.percentile(item["sorted_ms"], [1, 10, 50, 90, 99]) for item in samples}
-    if not five:
+    if not samples:
         return {}
-    everything = [float(value) for values in five.values() for value in values]
+    five = {id(item): _quantiles(item) for item in samples}
+    everything = [value for values in five.values() for value in values]
     x = svg.scale(everything, 14.0, _RIGHT, log=True)
     pictures: dict[str, str] = {}
     for number, runtime in enumerate(dict.fromkeys(item["runtime"] for item in samples)):
         own = [(item, five[id(item)]) for item in samples if item["runtime"] == runtime]
         pictures[runtime] = _picture(f"latency-{number}", x, own, (dense, judged))
     return pictures
+
+
+def _quantiles(sample: Sample) -> list[float]:
+    return [float(value) for value in np.percentile(sample["sorted_ms"], [1, 10, 50, 90, 99])]
 
 
 def _picture(
@@ -75,15 +79,19 @@ def _strip(
     x: svg.Scale, y: float, five: Sequence[float], model: tuple[str, str], is_main: bool
 ) -> list[str]:
     name, colour = model
-    low, p10, median, p90, high = (x(float(value)) for value in five)
-    label = f"{name} {svg.short(float(five[2]))} ms"
-    is_right = high + svg.text_width(label) + 12 > x.end
-    anchor, place = ("end", low - 8) if is_right else ("start", high + 8)
+    low, p10, median, p90, high = (x(value) for value in five)
+    label = f"{name} {svg.short(five[2])} ms"
+    room = svg.text_width(label) + 12
+    anchor, place, baseline = "start", high + 8, y + 4
+    if high + room > x.end:
+        anchor, place = "end", low - 8
+        if low < room:  # the whisker takes the whole width: above its end
+            place, baseline = x.end, y - 4
     lighter = "" if is_main else " lighter"
     return [
         svg.line(low, y, high, y, f"whisker{lighter}", colour),
         f'<rect class="box{lighter}" x="{p10:.1f}" y="{y - 6:.1f}" '
         f'width="{max(p90 - p10, 2):.1f}" height="12" fill="{colour}" rx="2"/>',
         svg.line(median, y - 9, median, y + 9, "median"),
-        svg.text(place, y + 4, label, anchor=anchor),
+        svg.text(place, baseline, label, anchor=anchor),
     ]

@@ -171,7 +171,7 @@ class _Axes:
             parts += self._drawn(point, colour)
             label = point.model if self._is_family else point.shape
             labels.place((x(point.speedup), y(point.metric)), label, colour)
-        parts += labels.drawn(middle=(_TOP + _BOTTOM) / 2)
+        parts += labels.drawn()
         shown = [
             each for each in self._colours.items() if any(p.runtime == each[0] for p in points)
         ]
@@ -226,7 +226,7 @@ class _Labels:
     """Labels of points that lie close together, each in the nearest lane that is free."""
 
     _LANE = 13.0
-    _MAX_LANES = 12
+    _MAX_LANES = 8
 
     def __init__(self, left: float, right: float) -> None:
         self._left = left
@@ -237,28 +237,27 @@ class _Labels:
         """Ask for a label at a point, in the point's colour."""
         self._points.append((point, label, colour))
 
-    def drawn(self, *, middle: float) -> list[str]:
-        """Leaders, then labels: upward from points below ``middle``, else downward."""
+    def drawn(self) -> list[str]:
+        """Leaders, then labels: to the right of each point, just above or below, else further."""
         taken: list[tuple[float, float, float]] = []  # left, right, baseline
         leaders: list[str] = []
         texts: list[str] = []
         for (x, y), label, colour in self._points:
             half = svg.text_width(label) / 2
-            centre = min(max(x, self._left + half), self._right - half)
-            step = -self._LANE if y > middle else self._LANE
-            first = y + (-12 if y > middle else 20)
-            lanes = [first + lane * step for lane in range(self._MAX_LANES)]
-            free = (
+            # Beside the whisker, which would cross it.
+            centre = min(max(x + half + 5, self._left + half), self._right - half)
+            lanes = [
                 at
-                for at in lanes
+                for lane in range(self._MAX_LANES)
+                for at in (y - 5 - lane * self._LANE, y + 14 + lane * self._LANE)
                 if _TOP + 10 <= at <= _BOTTOM - 3
-                and not self._hits(taken, centre - half, centre + half, at)
-            )
+            ]
+            free = (at for at in lanes if not self._hits(taken, centre - half, centre + half, at))
             at = next(free, None)
             if at is None:
                 continue
             taken.append((centre - half, centre + half, at))
-            leaders.append(svg.line(x, y, x, at + 3 if y > middle else at - 10, "leader", colour))
+            leaders.append(svg.line(x, y, x, at - 4, "leader", colour))
             texts.append(svg.text(centre, at, label, anchor="middle", style="tick", colour=colour))
         return [*leaders, *texts]
 

@@ -199,6 +199,15 @@ def test_each_runtime_has_its_strips_on_a_common_axis():
     assert float(found["ort"].get("x1")) + 100 < float(found["openvino"].get("x1"))
 
 
+def test_the_name_of_a_strip_that_spans_everything_stays_inside_the_picture():
+    sample = {"model": "a-long-name", "runtime": "ort", "batch_size": 1, "seq_len": 8}
+    durations = [0.1, *[1.0] * 8, 100.0]
+    picture = latency_strips([{**sample, "sorted_ms": durations}], "dense", "a-long-name")["ort"]
+    (name,) = [e for e in ET.fromstring(picture).iter(f"{SVG}text") if "a-long-name" in e.text]
+    assert name.get("text-anchor") == "end"
+    assert 8 * len(name.text) < float(name.get("x")) < 480
+
+
 def test_bars_are_as_long_as_what_they_stand_for():
     sizes = [
         {"model": "dense", "parameters_by_part": {"embeddings": 6e6, "ffn": 4e6, "pooler": 0}},
