@@ -37,8 +37,10 @@ _TEXTS = 32
 # As for other runtimes: text that is answered otherwise more often is worth a sentence.
 _USUAL_AGREEMENT = 0.99
 
-# Of token ids, and not true of text.
-_MEASURED = ("examples", "metric", "metric_dense", "agreement", "max_abs_logit_diff", "wall_s")
+# Of a row of token ids, and true of text as well.
+_SHARED = (
+    "task", "split", "size_bytes", "metric_name", "runtime", "precision", "device", "threads"
+)  # fmt: skip
 
 
 class Findings(Protocol):
@@ -101,7 +103,8 @@ def add_text_rows(
         )
         dense = metric if dense is None else dense
         text_row = {
-            **{key: value for key, value in row.items() if key not in _MEASURED},
+            **{key: row[key] for key in _SHARED if key in row},
+            **subject.row(),
             "requests": TEXT,
             "examples": len(answered),
             "metric": metric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from cofi_deploy import api
-from cofi_deploy.artifacts import read_json
+from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.cli import main
 from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.serve import runner_triton
 from cofi_deploy.serve.runner import availability
 
 QUICK = {"points": ("1x8",), "threads": 1, "min_repeats": 3, "max_seconds": 0.0}
@@ -194,3 +196,22 @@ def test_the_command_writes_conditions_notes_and_what_was_skipped(tiny_run, tmp_
     assert [skipped["runtime"] for skipped in document["skipped"]] == ["tensorrt"]
     assert any(note.startswith("torch@1xtask was skipped") for note in document["notes"])
     assert [samples["rounds"] for samples in document["latency_samples"]] == [2]
+
+
+@pytest.mark.slow
+def test_a_repository_of_another_vocabulary_is_refused(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_triton, "unavailable", lambda _: None)
+    monkeypatch.setattr(runner_triton, "prepare", lambda _: None)
+    repository = tmp_path / "sst2-tiny-teacher" / "triton"
+    api.export(tiny_run / "teacher", format="triton", output=repository)
+    manifest = read_json(repository / "export.json")
+    whole = manifest["arch"]["vocab_size"]
+    manifest["arch"]["vocab_size"] = whole // 2
+    write_json(repository / "export.json", manifest)
+    words = (
+        f"{str(repository)!r} serves a vocabulary of {whole // 2} pieces, the model has {whole}; "
+        f"export it again: cofi-deploy export {tiny_run / 'teacher'} --format triton "
+        f"--output {repository}"
+    )
+    with pytest.raises(UsageError, match=re.escape(words)):
+        api.verify([tiny_run], runtimes=("triton",), exports_root=tmp_path, **QUICK)

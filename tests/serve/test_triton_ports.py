@@ -10,12 +10,19 @@ import pytest
 
 from cofi_deploy.errors import EnvironmentProblem, UsageError
 from cofi_deploy.serve.triton_command import ServerSettings
-from cofi_deploy.serve.triton_ports import check_ports
+from cofi_deploy.serve.triton_ports import check_ports, on_free_ports
 from tests.triton.conftest import free_ports
 
 
 def test_free_ports_are_accepted() -> None:
     check_ports(ServerSettings(**free_ports()))
+
+
+def test_settings_are_moved_to_free_ports_of_this_machine() -> None:
+    moved = on_free_ports(ServerSettings(host="0.0.0.0", model_control="none"))
+    check_ports(moved)
+    assert len(set(moved.ports.values())) == 3
+    assert (moved.host, moved.model_control) == ("127.0.0.1", "none")
 
 
 def test_a_port_that_is_taken_is_named_with_its_flag_its_holder_and_a_way_on() -> None:

@@ -16,7 +16,7 @@ from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.serve.accuracy import score_split
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.subject import Subject
-from cofi_deploy.serve.triton_service import open_service
+from cofi_deploy.serve.triton_service import RefusedRequestError, open_service
 from cofi_deploy.serve.triton_text_accuracy import add_text_rows, predict_texts
 from cofi_deploy.serve.verdict import Targets
 from cofi_deploy.serve.verify import VerifySettings, verify
@@ -112,17 +112,24 @@ def test_questions_get_the_answers_of_the_served_code_and_the_metric_of_squad(
 
 def test_questions_with_many_windows_are_asked_in_smaller_requests(made, tmp_path, open_served):
     subject = made("question-answering")
-    # Up to 20 windows for each of them, 32 in a request.
+    # Eight stories make more than the 32 windows that a request may have.
     examples = [
-        Example(id=str(at), text=question, text_pair=f"{context} {QUESTIONS[0][1]}")
-        for at, (question, context) in enumerate(QUESTIONS)
+        Example(id=str(at), text=question, text_pair=context)
+        for at, (question, context) in enumerate(QUESTIONS[:1] * 8 + QUESTIONS)
     ]
     chain = Chain(subject.artifacts["torch"], tmp_path / "chain", open_served)
     expected = [
         chain.ask(question=strings([each.text]), context=strings([each.text_pair]))["answers"]
         for each in examples
     ]
-    answers = answers_of(subject, examples)
+    with contextlib.closing(open_service(subject.artifacts["triton"])) as service:
+        eight = {
+            "question": strings([each.text for each in examples[:8]]),
+            "context": strings([each.text_pair for each in examples[:8]]),
+        }
+        with pytest.raises(RefusedRequestError, match=r"make \d+ windows .* allowed: 32"):
+            service.ask("small_text", eight)
+        answers = predict_texts(service, examples)
     assert answers.refusal is None
     assert answers.predictions == [texts[0, 0].decode() for texts in expected]
 
