@@ -87,8 +87,7 @@ def y_axis(axis: Scale, left: float, right: float, label: str, *, ticks: int = 5
     for tick in axis.ticks(ticks):
         parts.append(line(left, axis(tick), right, axis(tick), "grid"))
         parts.append(text(left - 6, axis(tick) + 4, short(tick), anchor="end", style="tick"))
-    parts.append(text(left, axis.end - 10, label, style="name"))
-    return parts
+    return [*parts, text(left, axis.end - 10, label, style="name")] if label else parts
 
 
 def legend(entries: Sequence[tuple[str, str]], left: float, top: float) -> list[str]:
