@@ -26,6 +26,7 @@ from cofi_deploy.cli_options import (
     settings_of,
     verify_targets_of,
 )
+from cofi_deploy.cli_profile import profile
 from cofi_deploy.cli_triton import rollback, serve, triton_export_options
 from cofi_deploy.hub import DEFAULT_MODEL, check_model_reachable
 from cofi_deploy.task_names import check_task_arguments
@@ -364,6 +365,7 @@ def inspect(model: Path | None, svg: Path | None, as_json: bool) -> None:
         _print_table(inspect_model.render(description))
 
 
+main.add_command(profile)
 main.add_command(rollback)
 main.add_command(serve)
 

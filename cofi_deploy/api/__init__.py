@@ -1,4 +1,4 @@
-"""The Python API: `train`, `export`, `verify`, `bench`, `serve`, `rollback`; what commands call.
+"""The Python API: `train`, `export`, `verify`, `bench`, `profile`, ...: what commands call.
 
 The stages meet here and only here, and hand over nothing but paths. Each function is imported when
 it is first used, so that asking for one does not load the libraries of all.
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cofi_deploy.api.exporting import export
+    from cofi_deploy.api.profiling import profile
     from cofi_deploy.api.serving import serve
     from cofi_deploy.api.training import train
     from cofi_deploy.api.verifying import bench, verify
     from cofi_deploy.api.versions import rollback
 
-__all__ = ["bench", "export", "rollback", "serve", "train", "verify"]
+__all__ = ["bench", "export", "profile", "rollback", "serve", "train", "verify"]
 
 _HOMES = {
     "bench": "verifying",
     "export": "exporting",
+    "profile": "profiling",
     "rollback": "versions",
     "serve": "serving",
     "train": "training",
