@@ -29,6 +29,14 @@ class LayerArch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerFlops:
+    """Floating-point operations of one layer's sublayers, two per multiply-add."""
+
+    attention: int
+    ffn: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseShape:
     """The sizes of the model that was pruned: what sparsity is counted against."""
 
@@ -155,14 +163,19 @@ class Arch:
         Counts the matrix products of attention and FFN; leaves out softmax, LayerNorm, embeddings
         and the task's head, which together are below 2 % for a dense BERT-base at length 128.
         """
+        return sum(layer.attention + layer.ffn for layer in self.flops_by_sublayer(batch, length))
+
+    def flops_by_sublayer(self, batch: int, length: int) -> tuple[LayerFlops, ...]:
+        """What `flops` counts, for each layer; a sublayer that is gone has none."""
         tokens = batch * length
-        total = 0
+        found: list[LayerFlops] = []
         for layer in self.layers:
             width = layer.heads * self.head_size
-            total += 2 * tokens * self.hidden * 4 * width  # Q, K, V, output
-            total += 2 * tokens * length * 2 * width  # scores and context
-            total += 2 * tokens * self.hidden * 2 * layer.ffn
-        return total
+            products = 2 * tokens * self.hidden * 4 * width  # Q, K, V, output
+            inner = 2 * tokens * length * 2 * width  # scores and context
+            ffn = 2 * tokens * self.hidden * 2 * layer.ffn
+            found.append(LayerFlops(attention=products + inner, ffn=ffn))
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object, ``schema_version`` included."""

@@ -27,6 +27,7 @@ from cofi_deploy.cli_options import (
     settings_of,
     verify_targets_of,
 )
+from cofi_deploy.cli_profile import profile
 from cofi_deploy.cli_triton import rollback, serve, triton_export_options
 from cofi_deploy.hub import DEFAULT_MODEL, check_model_reachable
 from cofi_deploy.task_names import check_task_arguments
@@ -413,6 +414,7 @@ def inspect(
 
 
 main.add_command(compare)
+main.add_command(profile)
 main.add_command(rollback)
 main.add_command(serve)
 

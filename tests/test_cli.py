@@ -21,7 +21,8 @@ from tests.train.conftest import few_steps, one_thread, tiny_bert, tiny_data
 __all__ = ["few_steps", "one_thread", "tiny_bert", "tiny_data"]
 
 COMMANDS = (
-    "train", "export", "verify", "bench", "compare", "inspect", "serve", "rollback", "doctor",
+    *("train", "export", "verify", "bench", "compare", "inspect", "profile", "serve", "rollback"),
+    "doctor",
     "demo",
 )  # fmt: skip
 

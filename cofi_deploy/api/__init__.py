@@ -1,4 +1,4 @@
-"""The Python API: `train`, `export`, `verify`, `bench`, `compare`, `serve`, `rollback`.
+"""The Python API: `train`, `export`, `verify`, `bench`, `compare`, `profile`, `serve`, `rollback`.
 
 The stages meet here and only here, and hand over nothing but paths. Each function is imported when
 it is first used, so that asking for one does not load the libraries of all.
@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cofi_deploy.api.comparing import compare
     from cofi_deploy.api.exporting import export
+    from cofi_deploy.api.profiling import profile
     from cofi_deploy.api.serving import serve
     from cofi_deploy.api.training import train
     from cofi_deploy.api.verifying import bench, verify
     from cofi_deploy.api.versions import rollback
 
-__all__ = ["bench", "compare", "export", "rollback", "serve", "train", "verify"]
+__all__ = ["bench", "compare", "export", "profile", "rollback", "serve", "train", "verify"]
 
 _HOMES = {
     "bench": "verifying",
     "compare": "comparing",
     "export": "exporting",
+    "profile": "profiling",
     "rollback": "versions",
     "serve": "serving",
     "train": "training",

@@ -63,7 +63,8 @@ def _check_size(weights: Mapping[str, Array], precision: Precision) -> None:
 
 def _encoder(graph: GraphBuilder, arch: Arch) -> str:
     x = _embeddings(graph, arch)
-    bias = _attention_bias(graph)
+    with graph.sublayer("mask"):
+        bias = _attention_bias(graph)
     for index, layer in enumerate(arch.layers):
         module = f"encoder.layers.{index}"
         if layer.heads:
@@ -191,7 +192,7 @@ def _gelu(graph: GraphBuilder, x: str, name: str) -> str:
 
 
 def _head(graph: GraphBuilder, x: str, arch: Arch, kind: TaskKind) -> None:
-    with graph.in_fp32():
+    with graph.sublayer("head"), graph.in_fp32():
         x = graph.enter(x)
         if not is_per_token(kind):
             x = _pooler(graph, x, arch)

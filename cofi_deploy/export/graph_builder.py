@@ -9,7 +9,7 @@ Weights of linear maps are stored transposed, (in, out), because MatMul takes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +43,7 @@ class GraphBuilder:
         self._computed: Computed = self._usual
         self._is_exact = False
         self._tensors: set[str] = set()
+        self._sublayer = ""
 
     @contextmanager
     def in_fp32(self) -> Iterator[None]:
@@ -54,14 +55,25 @@ class GraphBuilder:
         finally:
             self._computed, self._is_exact = before
 
-    def sublayer(self, name: str) -> AbstractContextManager[None]:
-        """What is added inside is computed in fp32 where ``name`` is listed for it."""
+    @contextmanager
+    def sublayer(self, name: str) -> Iterator[None]:
+        """Nodes added inside are named for it, and compute in fp32 where ``name`` is listed."""
+        before, self._sublayer = self._sublayer, name
         is_listed = name in self.numerics.fp32_sublayers
-        return self.in_fp32() if is_listed else nullcontext()
+        try:
+            with self.in_fp32() if is_listed else nullcontext():
+                yield
+        finally:
+            self._sublayer = before
 
     def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output; both are called ``name``."""
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        """Add a node with one output, the tensor ``name``.
+
+        The node is called so, too. Conversions of what another sublayer hands over have that
+        one's tensor in their name: the sublayer that asks for them is then put in front, because
+        profiles say by the names of nodes what time is spent on.
+        """
+        self._add(op, inputs, [name], name, **attributes)
         return name
 
     def once(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
@@ -165,6 +177,13 @@ class GraphBuilder:
         """An integer tensor as numbers of the graph's usual precision."""
         return self.node("Cast", [x], name, to=_ONNX_TYPES[self._usual])
 
+    def _add(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
+    ) -> None:
+        own = name if name.startswith(self._sublayer) else f"{self._sublayer}/{name}"
+        node = helper.make_node(op, list(inputs), list(outputs), name=own, **attributes)
+        self.nodes.append(node)
+
     def _cast(self, x: str, to: Computed, name: str, *, given: Computed) -> str:
         """Change the precision, where it is another one."""
         return x if to == given else self.node("Cast", [x], name, to=_ONNX_TYPES[to])
@@ -206,8 +225,7 @@ class GraphBuilder:
         outputs = [f"{x}.uint8", f"{x}.scale", f"{x}.zero"]
         if outputs[0] not in self._tensors:
             self._tensors.add(outputs[0])
-            name = f"{x}.quantized"
-            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], outputs, name=name))
+            self._add("DynamicQuantizeLinear", [x], outputs, f"{x}.quantized")
         inputs = [outputs[0], matrix, outputs[2], zeros]
         sums = self.node("MatMulInteger", inputs, f"{output}.sums")
         sums = self.node("Cast", [sums], f"{output}.numbers", to=TensorProto.FLOAT)

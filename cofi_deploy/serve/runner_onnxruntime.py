@@ -43,7 +43,9 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OnnxRuntimeSession
     manifest, path = open_export(artifact, settings.runtime, "onnx", ".onnx")
     check_precision(settings.runtime, settings.precision, (manifest.precision,))
     provider = _PROVIDERS[settings.runtime]
-    session = ort.InferenceSession(str(path), _options(settings.threads), providers=[provider])
+    session = ort.InferenceSession(
+        str(path), session_options(settings.threads), providers=[provider]
+    )
     if provider not in session.get_providers():
         raise RunnerError(
             f"{settings.runtime}: {provider} did not start, ONNX Runtime fell back to "
@@ -77,7 +79,8 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int) -> ort.SessionOptions:
+    """How every session is opened that is timed or profiled."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

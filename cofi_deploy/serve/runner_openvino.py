@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cofi_deploy.errors import MissingDependencyError, RunnerError
+from cofi_deploy.exports import ExportManifest
 from cofi_deploy.kinds import is_per_token
 from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.exported import check_precision, open_export
@@ -52,6 +53,27 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
         ArtifactError: See `exports.check_export`.
         RunnerError: Another format, or a precision that artifact or processor does not have.
     """
+    compiled, manifest, precision = compile_export(artifact, settings)
+    names = tuple(item.any_name for item in compiled.inputs)
+    limits = InputLimits.from_arch(manifest.arch, names)
+    shape = static_shape(compiled)
+    if shape is None:
+        return OpenVinoSession(compiled, limits, precision)
+    limits = replace(limits, max_positions=shape.length)
+    fixed = replace(shape, pad_id=manifest.arch.pad_token_id, per_token=is_per_token(manifest.kind))
+    return OpenVinoSession(compiled, limits, precision, fixed)
+
+
+def compile_export(
+    artifact: Path, settings: RunnerSettings, extra: Mapping[str, Any] | None = None
+) -> tuple[openvino.CompiledModel, ExportManifest, str]:
+    """The compiled graph, the export's manifest, and what it computes in; see `open_session`.
+
+    Args:
+        artifact: An export of format ``openvino``.
+        settings: Threads and precision.
+        extra: More properties for the compiler.
+    """
     try:
         core = openvino_core()
     except ImportError as error:
@@ -75,16 +97,9 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
             settings.threads, min(settings.threads * settings.streams, physical_cores())
         ),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        **(extra or {}),
     }
-    compiled = core.compile_model(path, _DEVICE, config)
-    names = tuple(item.any_name for item in compiled.inputs)
-    limits = InputLimits.from_arch(manifest.arch, names)
-    shape = _static_shape(compiled)
-    if shape is None:
-        return OpenVinoSession(compiled, limits, precision)
-    limits = replace(limits, max_positions=shape.length)
-    fixed = replace(shape, pad_id=manifest.arch.pad_token_id, per_token=is_per_token(manifest.kind))
-    return OpenVinoSession(compiled, limits, precision, fixed)
+    return core.compile_model(path, _DEVICE, config), manifest, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +137,8 @@ class StaticShape:
         return {name: a[:, : shape[1]] for name, a in joined.items()} if self.per_token else joined
 
 
-def _static_shape(compiled: openvino.CompiledModel) -> StaticShape | None:
+def static_shape(compiled: openvino.CompiledModel) -> StaticShape | None:
+    """The one shape that a graph computes; None where it computes any."""
     shape = compiled.inputs[0].get_partial_shape()
     if shape.is_dynamic:
         return None

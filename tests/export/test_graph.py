@@ -13,6 +13,7 @@ import torch
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export import graph
 from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.numerics import Numerics
 from cofi_deploy.loading import load
 
 
@@ -60,3 +61,26 @@ def test_initializers_carry_the_names_of_our_parameters(write_model):
         if item.name in model.state_dict() and not item.name.startswith("encoder.embeddings"):
             expected = model.state_dict()[item.name].numpy().T
             np.testing.assert_array_equal(onnx.numpy_helper.to_array(item), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_node_is_named_for_the_sublayer_that_asks_for_it(precision, write_model):
+    model = load(write_model())
+    maps = {"encoder.layers.2.attention.query": None, "encoder.layers.2.attention.key": (-1.0, 1.0)}
+    listed = frozenset({"encoder.layers.2.ffn"})
+    numerics = Numerics(
+        precision=precision,
+        int8=maps if precision == "int8" else {},
+        fp32_sublayers=listed if precision == "fp16" else frozenset(),
+    )
+    nodes = onnx_from_model(model, opset=17, numerics=numerics).graph.node
+    places = ("encoder.embeddings", "encoder.layers.", "mask", "head")
+    assert [node.name for node in nodes if not node.name.startswith(places)] == []
+    names = {node.name for node in nodes}
+    assert len(names) == len(nodes)
+    handed_over = {
+        "fp32": "head/pooler.product",
+        "fp16": "encoder.layers.2.ffn/encoder.layers.2.attention.norm.out_fp16.fp32",
+        "int8": "encoder.layers.2.attention/encoder.layers.1.attention.norm.out.quantized",
+    }
+    assert handed_over[precision] in names
