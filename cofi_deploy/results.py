@@ -38,7 +38,7 @@ def result_document(rows: Sequence[Row], *, command: Sequence[str] | None = None
     """Wrap ``rows`` with when, by which command, on which machine and with which versions."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(command if command is not None else _command_line()),
+        "command": shlex.join(command if command is not None else command_line()),
         "git_commit": git_commit(),
         "machine": machine(),
         "versions": versions(),
@@ -97,7 +97,8 @@ def git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _command_line() -> list[str]:
+def command_line() -> list[str]:
+    """Of this process, the program without its directory."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 

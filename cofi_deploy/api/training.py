@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import HubUnreachableError, UsageError
 from cofi_deploy.hub import DEFAULT_MODEL
 from cofi_deploy.loading import load_tokenizer, read_dense_arch, resolve
-from cofi_deploy.results import git_commit, machine, versions
+from cofi_deploy.results import command_line, git_commit, machine, versions
 from cofi_deploy.task_names import SQUAD_NAMES, check_task_arguments
 from cofi_deploy.tasks import Task
 from cofi_deploy.train.checks import checked_teacher
@@ -173,6 +174,7 @@ def _begin(
         {
             "state": "running",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(command_line()),
             "task": vars(arguments),
             "model": _absolute(model),
             "teacher": None if teacher is None else _absolute(teacher),

@@ -115,6 +115,7 @@ def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
         limit=limit,
         metrics_file=None if run is None else run / "metrics.jsonl",
         command=command,
+        train_command=None if run is None else read_json(run / "run.json").get("command"),
     )
     with running_server(triton_url):
         result = run_verify(

@@ -1,11 +1,10 @@
-"""Stacked bars: where parameters are, and where the time goes, part by part.
+"""Stacked bars: where parameters are, part by part.
 
-In: sizes or profiles of `verify.json`. Out: SVG. Next file: `report.py`.
+In: sizes of `verify.json`. Out: SVG. Next file: `report.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from cofi_deploy.serve import svg
 
 # As people write them; other names stay as they are.
-PART_NAMES = {"ffn": "FFN", "layernorm": "LayerNorm"}
+PART_NAMES = {"ffn": "FFN", "layernorm": "LayerNorm", "layer_norm": "LayerNorm"}
 
 _LEFT, _RIGHT = 14.0, svg.WIDTH - 90.0
 _ROW = 40.0
@@ -23,18 +22,6 @@ def size_bars(sizes: Sequence[Mapping[str, Any]]) -> str | None:
     """Parameters by part, one bar for each model; None without sizes."""
     bars = [(item["model"], item["parameters_by_part"]) for item in sizes]
     return _stacked("sizes", "Parameters by part", bars, "million parameters", 1e6)
-
-
-def profile_bars(profiles: Sequence[Mapping[str, Any]]) -> str | None:
-    """Milliseconds by part, one bar for each model, runtime and shape; None without profiles."""
-    bars: list[tuple[str, Mapping[str, float]]] = []
-    for profile in profiles:
-        spent: Counter[str] = Counter()
-        for part in profile["parts"]:
-            spent[part["part"]] += part["ms"]
-        shape = f"{profile['batch_size']}x{profile['seq_len']}"
-        bars.append((f"{profile['model']}, {profile['runtime']} at {shape}", spent))
-    return _stacked("profile", "Time by part", bars, "milliseconds for one batch", 1.0)
 
 
 def part_name(part: str) -> str:

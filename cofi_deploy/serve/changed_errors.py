@@ -73,7 +73,7 @@ def _exact_match(example: Example, answer: Hashable) -> float:
 def _gold(example: Example) -> Any:
     if example.answers:
         return example.answers[0].text
-    return getattr(example, "tags", ()) or example.label  # a sentence whose words are tagged
+    return example.tags or example.label  # a sentence whose words are tagged
 
 
 def _plain(value: Any) -> Any:

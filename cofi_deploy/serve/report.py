@@ -13,10 +13,11 @@ from typing import Any
 import jinja2
 
 from cofi_deploy.arch import Arch
-from cofi_deploy.serve.bars import part_name, profile_bars, size_bars
+from cofi_deploy.serve.bars import part_name, size_bars
 from cofi_deploy.serve.charts import latency_strips
 from cofi_deploy.serve.curves import training_curves
 from cofi_deploy.serve.pareto import accuracy_against_speedup
+from cofi_deploy.serve.profile_chart import profile_chart
 from cofi_deploy.structure_svg import structure_svg
 
 Row = Mapping[str, Any]
@@ -60,6 +61,7 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
     rows: Sequence[Row] = document["rows"]
     accuracy = [row for row in rows if "metric" in row]
     latency = [row for row in rows if "p50_ms" in row]
+    profiles = document.get("profiles", ())
     dense, judged, members = document["dense"], document["judged"], document["members"]
     verdict = document["verdict"]
     scored = [row for row in accuracy if row["model"] in members]
@@ -84,8 +86,8 @@ def _view(document: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> di
         "size_table": _size_table(document.get("sizes", ())),
         "size_picture": size_bars(document.get("sizes", ())),
         "explanations": document.get("explanations", ()),
-        "profiles": document.get("profiles", ()),
-        "profile_picture": profile_bars(document.get("profiles", ())),
+        "profiles": profiles,
+        "profile_picture": profile_chart(profiles) if profiles else None,
         "structures": _structures(document["structures"]),
         "curves": training_curves(steps),
         "comparisons": _judged_first(document["comparisons"], judged),

@@ -21,6 +21,8 @@ from cofi_deploy.serve.bench import BenchSettings, bench
 from cofi_deploy.serve.curves import read_metrics
 from cofi_deploy.serve.diagnosis import explain, screen, slower_models
 from cofi_deploy.serve.fault import Diagnosis, Texts
+from cofi_deploy.serve.profile import profiles_for
+from cofi_deploy.serve.profile_explanation import explanations_for
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
@@ -47,6 +49,7 @@ class VerifySettings:
         batch_size: Of the accuracy pass.
         metrics_file: The run's ``metrics.jsonl``, for training curves.
         command: Command line that reproduces the result; None means that of this process.
+        train_command: The one that made the models, where it is known.
     """
 
     bench: BenchSettings
@@ -57,6 +60,7 @@ class VerifySettings:
     batch_size: int = 32
     metrics_file: Path | None = None
     command: tuple[str, ...] | None = None
+    train_command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,7 @@ def verify(
     ]
     shared = {"task": task.name, "split": settings.split}
     latency_rows = [{**shared, **row} for row in timed.rows]
+    profiles = profiles_for((subjects[0], *_called(judged, subjects)), settings.bench)
     verdict = _verdict(judged, accuracy, latency_rows, diagnoses, settings)
     document = {
         **result_document([*accuracy.rows, *latency_rows], command=settings.command),
@@ -130,6 +135,9 @@ def verify(
         "comparisons": accuracy.comparisons,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
         "sizes": _sizes(subjects),
+        "profiles": profiles,
+        "explanations": explanations_for(profiles),
+        "train_command": settings.train_command,
         "latency_samples": timed.samples,
     }
     return _write(document, verdict, settings, out_dir)
@@ -148,6 +156,10 @@ def _judged(dense: Subject, members: Sequence[Subject], settings: VerifySettings
     if judged not in labels:
         raise UsageError(f"judged is {judged!r}, allowed: {', '.join(labels)}")
     return judged
+
+
+def _called(label: str, subjects: Sequence[Subject]) -> list[Subject]:
+    return [subject for subject in subjects if subject.label == label]
 
 
 def _own_encodings(

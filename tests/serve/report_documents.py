@@ -217,7 +217,7 @@ def family_document() -> dict[str, Any]:
                         "speedup": 8.0,
                         "flops_ratio": 11.0,
                     }
-                    for part in ("attention", "ffn", "layernorm")
+                    for part in ("attention", "ffn", "layer_norm")
                 ],
             }
         ],
@@ -347,6 +347,6 @@ def _profile(label: str, at: int) -> dict[str, Any]:
         "parts": [
             {"layer": layer, "part": part, "ms": 1.0 / (at + 1), "flops": 10**8}
             for layer in range(6)
-            for part in ("attention", "ffn", "layernorm")
+            for part in ("attention", "ffn", "layer_norm")
         ],
     }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cofi_deploy.serve.bars import profile_bars, size_bars
+from cofi_deploy.serve.bars import size_bars
 from cofi_deploy.serve.charts import latency_strips
 from cofi_deploy.serve.curves import read_metrics, training_curves
 from cofi_deploy.serve.pareto import accuracy_against_speedup, on_front
@@ -226,16 +226,8 @@ def test_bars_are_as_long_as_what_they_stand_for():
     )
 
 
-def test_time_of_a_part_is_that_of_all_its_layers():
-    profile = {"model": "dense", "runtime": "ort", "batch_size": 1, "seq_len": 128}
-    parts = [{"layer": layer, "part": "ffn", "ms": 1.5, "flops": 1} for layer in range(4)]
-    words = ET.fromstring(profile_bars([{**profile, "parts": parts}])).find(f"{SVG}desc").text
-    assert words == "In milliseconds for one batch. dense, ort at 1x128: FFN 6."
-
-
 def test_nothing_gives_no_bars():
     assert size_bars([]) is None
-    assert profile_bars([]) is None
     assert size_bars([{"model": "dense", "parameters_by_part": {"ffn": 0}}]) is None
 
 
