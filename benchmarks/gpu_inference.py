@@ -21,13 +21,11 @@ from torch import Tensor, nn
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.serve.inputs import InputLimits, random_inputs
+from cofi_deploy.serve.intervals import percentiles, ratio_of_medians, too_wide
 from cofi_deploy.serve.latency import (
     OperatingPoint,
     Samples,
     Schedule,
-    noise,
-    percentiles,
-    ratio_of_medians,
     time_interleaved,
 )
 
@@ -231,20 +229,19 @@ def _rows(
             **facts[name],
             "batch_size": point.batch_size,
             "seq_len": point.seq_len,
-            **percentiles(samples.ms[name]),
+            **percentiles(samples, name, seed=0),
             "sequences_per_s": point.batch_size * 1e3 / float(samples.ms[name].mean()),
             **_speedup(samples, name),
             **published(name, archs[name]),
         }
-        disturbed = noise(samples, name)
-        yield {**row, "noise": disturbed} if disturbed else row
+        busy = None if samples.load is None else samples.load.too_busy(threads=1)
+        yield {**row, "noise": busy} if busy else row
 
 
 def _speedup(samples: Samples, name: str) -> dict[str, float | None]:
-    """Over dense; null where one of the two is too noisy."""
+    """Over dense; null where its interval is too wide, which then stays."""
     if name == BASELINE or BASELINE not in samples.ms:
         return {}
-    if noise(samples, name) or noise(samples, BASELINE):
-        return {"speedup": None, "speedup_low": None, "speedup_high": None}
     ratio = ratio_of_medians(samples, BASELINE, name, seed=0)
-    return {"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high}
+    value = ratio.value if too_wide(ratio) is None else None
+    return {"speedup": value, "speedup_low": ratio.low, "speedup_high": ratio.high}

@@ -27,6 +27,9 @@ Pick = Callable[[str, str], str]
 _DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}
 _ONNX_TYPES: dict[Computed, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 _INT8_MAX, _UINT8_MAX = 127, 255
+# Two signed bytes of this sum, times the largest unsigned byte, fit into 16 bits: 128 * 255.
+_PAIR_MAX = 128
+_SCALES = 17
 
 
 class GraphBuilder:
@@ -202,7 +205,7 @@ class GraphBuilder:
     def _int8_product(self, x: str, module: str, limits: Range | None) -> str:
         """A product of bytes: unsigned inputs, signed weights with one scale for each output."""
         name, output = f"{module}.weight", f"{module}.product"
-        rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
+        rows, scales = quantized_matrix(self.weights[name].astype(np.float32))
         weight = self.constant(name, rows.T)
         scale = self.constant(f"scales.{name}", scales[:, 0])
         zeros = self.constant(f"zeros.{name}", np.zeros(len(scales), dtype=np.int8))
@@ -248,9 +251,47 @@ def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
         value: Any shape.
         axis: Along which values share a scale; the scales keep it with size 1.
     """
-    largest = np.abs(value).max(axis=axis, keepdims=True)
-    scales = np.where(largest > 0, largest / _INT8_MAX, 1.0).astype(np.float32)
+    extremes = np.abs(value).max(axis=axis, keepdims=True)
+    scales = np.where(extremes > 0, extremes / _INT8_MAX, 1.0).astype(np.float32)
     return np.rint(value / scales).astype(np.int8), scales
+
+
+def quantized_matrix(weight: Array) -> tuple[Array, Array]:
+    """Like `quantized`, for a matrix (outputs, inputs) that is multiplied by unsigned bytes.
+
+    Processors without VNNI add the products of inputs 2k and 2k + 1 in 16 bits, and cut off in
+    silence what does not fit. So the two weights together stay within 128, which fits, and the
+    artifact answers the same on every processor, whatever its session options are. Of several
+    scales each output takes the one whose bytes are closest to its weights.
+
+    Source:
+        Intel's vpmaddubsw, which ONNX Runtime and oneDNN (OpenVINO) use for AVX2.
+    """
+    least = np.where(weight.any(axis=1, keepdims=True), np.abs(weight), 1.0).max(axis=1) / _INT8_MAX
+    best_rows = np.zeros(weight.shape, dtype=np.int8)
+    best_scales = np.ones((len(weight), 1), dtype=np.float32)
+    best_error = np.full((len(weight), 1), np.inf)
+    for factor in np.linspace(1.0, 2.0, _SCALES):  # at 2 every pair fits as it is
+        scales = (factor * least[:, None]).astype(np.float32)  # (outputs, 1)
+        rows = _fitting(np.rint(weight / scales).astype(np.int16))
+        error = np.square(rows * scales - weight).sum(axis=1, keepdims=True)
+        better = error < best_error
+        best_rows = np.where(better, rows, best_rows).astype(np.int8)
+        best_scales = np.where(better, scales, best_scales)
+        best_error = np.where(better, error, best_error)
+    return best_rows, best_scales
+
+
+def _fitting(rows: Array) -> Array:
+    """Pairs that together are beyond 128 or -128 lose the rest, each about half of it."""
+    even, odd = rows[:, : rows.shape[1] // 2 * 2 : 2], rows[:, 1::2]
+    excess = np.maximum(np.abs(even + odd) - _PAIR_MAX, 0)  # other signs never reach it
+    more, less = (excess + 1) // 2, excess // 2
+    first_is_larger = np.abs(even) >= np.abs(odd)
+    fitted = rows.copy()
+    fitted[:, : rows.shape[1] // 2 * 2 : 2] -= np.sign(even) * np.where(first_is_larger, more, less)
+    fitted[:, 1::2] -= np.sign(odd) * np.where(first_is_larger, less, more)
+    return fitted
 
 
 def affine(limits: Range) -> tuple[Array, Array]:

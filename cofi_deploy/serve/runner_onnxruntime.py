@@ -89,6 +89,4 @@ def session_options(threads: int) -> ort.SessionOptions:
     # turn, the idle one's threads would take cores from the one that is timed. Within a run
     # spinning stays as in production; it ends with the run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # int8 products of processors without VNNI overflow their 16-bit sums otherwise, in silence.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     return options

@@ -12,11 +12,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import CheckpointError, RepositoryError
@@ -24,14 +23,17 @@ from cofi_deploy.exports import ExportManifest
 from cofi_deploy.kinds import INPUT_NAMES
 from cofi_deploy.triton_repository.schema import ModelConfig, leaves_folder, type_name
 
+if TYPE_CHECKING:
+    import onnx
+
 ONNX_FILE, IR_FILE = "model.onnx", "model.xml"
 ARCH_KEY = "cofi_deploy.arch"  # in the metadata of an ONNX file
 
-_ONNX_TYPES: dict[int, str] = {
-    TensorProto.INT64: "TYPE_INT64",
-    TensorProto.INT32: "TYPE_INT32",
-    TensorProto.FLOAT: "TYPE_FP32",
-    TensorProto.FLOAT16: "TYPE_FP16",
+_ONNX_TYPES = {
+    "INT64": "TYPE_INT64",
+    "INT32": "TYPE_INT32",
+    "FLOAT": "TYPE_FP32",
+    "FLOAT16": "TYPE_FP16",
 }
 _IR_TYPES = {"I64": "TYPE_INT64", "I32": "TYPE_INT32", "FP32": "TYPE_FP32", "FP16": "TYPE_FP16"}
 _OTHER_TYPE = "a type that is not checked"
@@ -99,14 +101,16 @@ def onnx_graph(file: Path) -> Graph:
     Raises:
         RepositoryError: It is missing or no ONNX model.
     """
+    import onnx  # noqa: PLC0415 - `doctor` imports this package, and answers at once
+
     try:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError) as error:
         raise RepositoryError(f"{str(file)!r} is no ONNX model: {error}") from error
     return Graph(
         file=file.name,
-        inputs=tuple(_onnx_tensor(value) for value in model.graph.input),
-        outputs=tuple(_onnx_tensor(value) for value in model.graph.output),
+        inputs=tuple(map(_onnx_tensor, model.graph.input)),
+        outputs=tuple(map(_onnx_tensor, model.graph.output)),
         arch=next((prop.value for prop in model.metadata_props if prop.key == ARCH_KEY), None),
     )
 
@@ -137,9 +141,15 @@ def _onnx_tensor(value: onnx.ValueInfoProto) -> Tensor:
     # A named axis is dynamic; -1 is Triton's word for it.
     return Tensor(
         name=value.name,
-        data_type=_ONNX_TYPES.get(tensor.elem_type, _OTHER_TYPE),
+        data_type=_ONNX_TYPES.get(_type_name(tensor.elem_type), _OTHER_TYPE),
         shape=tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim),
     )
+
+
+def _type_name(number: int) -> str:
+    from onnx import TensorProto  # noqa: PLC0415 - as in `onnx_graph`
+
+    return TensorProto.DataType.Name(number)
 
 
 def _ir_tensor(layer: ElementTree.Element) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cofi_deploy.export.graph_builder import affine, bfloat16_bits, quantized
+from cofi_deploy.export.graph_builder import affine, bfloat16_bits, quantized, quantized_matrix
 
 NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 MATRICES = arrays(np.float32, (3, 5), elements=NUMBERS)
@@ -51,3 +51,24 @@ def test_a_range_without_width_has_a_scale(limits):
     scale, zero = affine(limits)
     assert scale > 0
     assert 0 <= zero <= 255
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 33), st.sampled_from([1.0, 9.0])
+)
+def test_neighbouring_bytes_of_a_matrix_never_overflow_16_bits(seed, outputs, inputs, tail):
+    rng = np.random.default_rng(seed)
+    weight = (rng.normal(size=(outputs, inputs)) * tail ** rng.random((outputs, inputs))).astype(
+        np.float32
+    )
+    weight[0] = 0.0
+    rows, scales = quantized_matrix(weight)
+    assert rows.dtype == np.int8
+    assert scales.shape == (outputs, 1)
+    padded = np.pad(rows.astype(int), ((0, 0), (0, inputs % 2)))
+    assert np.abs(padded[:, ::2] + padded[:, 1::2]).max() * 255 <= 2**15 - 1
+    # Never further off than half of the bytes would be.
+    coarse = np.abs(weight).max(axis=1, keepdims=True) / 63.5
+    error = np.square(rows * scales - weight).sum(axis=1)
+    assert (error <= inputs * np.square(coarse[:, 0]) / 4 + 1e-9).all()

@@ -101,7 +101,7 @@ def checked(subjects, task, quick, tmp_path):
             subject = Subject(label="pruned", artifacts=own)
         runtimes = tuple(subject.artifacts)
         settings = VerifySettings(bench=quick(*runtimes, points=()), limit=limit)
-        return verify(dense, subject, on, settings, tmp_path / "out")
+        return verify(dense, [subject], on, settings, tmp_path / "out")
 
     return run
 
@@ -223,7 +223,7 @@ def test_wrong_heads_are_found_without_a_model_to_compare_with(
         for label, directory in (("dense", dense), ("pruned", six_wide))
     ]
     settings = VerifySettings(bench=quick("onnxruntime-cpu", points=()), limit=10)
-    result = verify(pair[0], pair[1], task, settings, tmp_path)
+    result = verify(pair[0], [pair[1]], task, settings, tmp_path)
     assert "2 heads of size 8, but the model has 4 of size 4; export it" in only(
         result, "head_count"
     )
@@ -489,7 +489,7 @@ def test_a_pruned_model_that_is_slower_is_told_with_its_interval(subjects, task,
     bench = quick("torch", points=("8x32",), schedule=schedule)
     for _ in range(3):
         settings = VerifySettings(bench=bench, limit=10)
-        result = verify(subjects["dense"], masked, task, settings, tmp_path / "out")
+        result = verify(subjects["dense"], [masked], task, settings, tmp_path / "out")
         row = result.document["rows"][-1]
         if row["speedup"] is not None:
             break
