@@ -199,7 +199,7 @@ def parts_of(
     unfolded_ms = medians.pop(None, 0.0)
     known = {place: ms for place, ms in medians.items() if place is not None}
     # What the operations leave of the wall: calls, copies, scheduling, waiting.
-    known[_UNFOLDED] = max(0.0, wall_ms - sum(known.values()))
+    known[_UNFOLDED] = max(0.0, round(wall_ms - sum(known.values()), 9))
     parts = tuple(
         ProfilePart(layer=place.layer, part=place.part, ms=ms, flops=flops.get(place, 0))
         for place, ms in sorted(known.items(), key=lambda item: _order(item[0]))

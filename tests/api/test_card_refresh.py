@@ -71,6 +71,16 @@ def test_verify_puts_its_numbers_into_the_card_of_the_model_that_it_measured(run
     assert ModelCard(readme(run)).data.model_name == "mrpc-s90"
 
 
+def test_times_of_a_busy_machine_are_left_out_and_the_ratio_is_told(run):
+    document = verify_document()
+    for row in document["rows"]:
+        if "p50_ms" in row:
+            row["p50_ms"] = None
+    write_json(run / "verify.json", document)
+    refresh_cards(run)
+    assert "| torch fp32 | 1 x 128 | 2 |  |  | 5.77 (5.61 to 5.90) |" in readme(run)
+
+
 def test_a_later_verification_replaces_an_earlier_one(run):
     write_json(run / "verify.json", verify_document())
     refresh_cards(run)
