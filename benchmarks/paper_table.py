@@ -78,7 +78,7 @@ def _title(column: Column) -> str:
 
 def _cell(row: Row) -> str:
     if row["model"] == _BASELINE:
-        return f"{row['p50_ms']:.3g} ms"
+        return "too busy to measure" if row["p50_ms"] is None else f"{row['p50_ms']:.3g} ms"
     if row.get("speedup") is None:
         return "too noisy to compare"
     return f"{row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"

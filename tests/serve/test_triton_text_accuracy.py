@@ -186,7 +186,7 @@ def test_verify_adds_a_row_of_text_for_each_model_and_judges_token_ids(
         for label, subject in subjects.items()
     ]
     settings = VerifySettings(bench=quick("triton", points=("2x8",)), targets=Targets(max_drop=100))
-    result = verify(*both, task, settings, tmp_path / "out")
+    result = verify(both[0], both[1:], task, settings, tmp_path / "out")
     scored = [row for row in result.document["rows"] if "metric" in row]
     assert [(row["model"], row["runtime"], row.get("requests")) for row in scored] == [
         ("dense", "torch", None),
