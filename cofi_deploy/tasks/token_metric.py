@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from seqeval.metrics import f1_score, precision_score, recall_score
-from seqeval.metrics.sequence_labeling import get_entities
 
 from cofi_deploy.errors import DataError
 
@@ -66,6 +64,9 @@ def token_scores(
     accuracy = {"accuracy": float(np.mean(pairs))}
     if not marks_entities(labels):
         return accuracy
+    # Takes a second to import, and `make bench-gpu` runs without it.
+    from seqeval.metrics import f1_score, precision_score, recall_score  # noqa: PLC0415
+
     wanted, got = _names(gold, labels), _names(predicted, labels)
     return {
         "f1": float(f1_score(wanted, got, zero_division=0)),
@@ -83,6 +84,8 @@ def sentence_counts(
     For entities: right, predicted and gold ones, so that F1 is 2 * right / (predicted + gold). For
     other tags: words tagged right, words, and words again, by the same formula their accuracy.
     """
+    from seqeval.metrics.sequence_labeling import get_entities  # noqa: PLC0415 - as above
+
     counts = []
     for row, wanted in zip(predicted, gold, strict=True):
         if marks_entities(labels):
