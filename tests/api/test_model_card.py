@@ -80,7 +80,7 @@ def test_own_files_are_no_data_set_of_a_hub(tmp_path):
     ("model", "expected"),
     [
         ("google/electra-small", "google/electra-small"),
-        ("/home/me/.cache/hub/models--BAAI--bge-small/snapshots/abc", "BAAI/bge-small"),
+        ("/cache/hub/models--BAAI--bge-small/snapshots/abc", "BAAI/bge-small"),
         ("/models/own", None),
         ("..", None),
     ],
