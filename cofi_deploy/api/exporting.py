@@ -32,6 +32,16 @@ from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
 
+# Which export each runtime opens; torch opens the model directory itself.
+RUNTIME_FORMATS = {
+    "onnxruntime-cpu": "onnx",
+    "onnxruntime-cuda": "onnx",
+    "openvino": "openvino",
+    "tensorrt": "trt",
+    "tensorrt-rtx": "trt",
+    "triton": "triton",
+}
+
 Triple = tuple[int, int, int]
 BATCH_SIZE: Triple = (1, 8, 32)
 SEQ_LEN: Triple = (16, 128, 384)

@@ -82,6 +82,12 @@ def teacher_of(place: Place) -> Place:
     return find_model(place.run / "teacher", exports_root=place.exports_root)
 
 
+def newest_pair(exports_root: Path) -> list[Place]:
+    """The newest run's teacher and its pruned model: what commands without a model compare."""
+    pruned = find_model(None, exports_root=exports_root)
+    return [teacher_of(pruned), pruned]
+
+
 def run_to_resume(path: Path | str | None, *, root: Path = RUNS_ROOT) -> Path:
     """The run directory that `--resume` continues.
 

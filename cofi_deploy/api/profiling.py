@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.api.exporting import export_if_stale
-from cofi_deploy.api.places import Place, find_model, teacher_of
+from cofi_deploy.api.exporting import RUNTIME_FORMATS, export_if_stale
+from cofi_deploy.api.places import Place, find_model, newest_pair
 from cofi_deploy.artifacts import EXPORTS_ROOT
 from cofi_deploy.errors import EnvironmentProblem
 from cofi_deploy.results import result_document
@@ -23,8 +23,6 @@ from cofi_deploy.serve.subject import Subject
 DEFAULT_RUNTIMES = PROFILED_RUNTIMES
 DEFAULT_POINT = "1x128"
 
-# Which export each runtime opens.
-_FORMATS = {"onnxruntime-cpu": "onnx", "openvino": "openvino"}
 _ROW_KEYS = ("model", "runtime", "precision", "device", "threads", "batch_size", "seq_len")
 
 
@@ -95,12 +93,11 @@ def profile(
 def _places(models: Sequence[Path | str], exports_root: Path) -> list[Place]:
     if models:
         return [find_model(model, exports_root=exports_root) for model in models]
-    pruned = find_model(None, exports_root=exports_root)
-    return [teacher_of(pruned), pruned]
+    return newest_pair(exports_root)
 
 
 def _subject(place: Place, runtimes: Sequence[str]) -> Subject:
     """Artifacts for every runtime that can run here, exported where they are missing or stale."""
     usable = (runtime for runtime in runtimes if availability(runtime) is None)
-    artifacts = {runtime: export_if_stale(place, _FORMATS[runtime]) for runtime in usable}
+    artifacts = {runtime: export_if_stale(place, RUNTIME_FORMATS[runtime]) for runtime in usable}
     return Subject(label=place.name, artifacts=artifacts)

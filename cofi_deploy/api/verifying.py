@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.api.exporting import export_if_stale
+from cofi_deploy.api.exporting import RUNTIME_FORMATS, export_if_stale
 from cofi_deploy.api.model_card import refresh_cards
-from cofi_deploy.api.places import Place, find_model, teacher_of
+from cofi_deploy.api.places import Place, find_model, newest_pair, teacher_of
 from cofi_deploy.api.run_task import TaskArguments, task_of_run
 from cofi_deploy.api.runtime_names import points_of, runtimes_of
 from cofi_deploy.arch import Arch
@@ -31,16 +31,6 @@ from cofi_deploy.tasks import EncodedSplit
 
 DEFAULT_RUNTIMES = ("torch", "onnxruntime-cpu", "openvino")
 DEFAULT_POINTS = ("1x128", "32x128", "1xtask")
-
-# Which export each runtime opens; torch opens the model directory itself.
-_FORMATS = {
-    "onnxruntime-cpu": "onnx",
-    "onnxruntime-cuda": "onnx",
-    "openvino": "openvino",
-    "tensorrt": "trt",
-    "tensorrt-rtx": "trt",
-    "triton": "triton",
-}
 
 
 def verify(  # noqa: PLR0913 - the arguments are the flags of the command line
@@ -160,7 +150,7 @@ def bench(  # noqa: PLR0913 - the arguments are the flags of the command line
     places = (
         [find_model(model, exports_root=exports_root) for model in models]
         if models
-        else _newest_pair(exports_root)
+        else newest_pair(exports_root)
     )
     used = runtimes_of(runtimes)
     subjects = [_subject(place, place.name, used) for place in places]
@@ -250,11 +240,6 @@ def _members(main: Place) -> dict[str, Place]:
     return members
 
 
-def _newest_pair(exports_root: Path) -> list[Place]:
-    pruned = find_model(None, exports_root=exports_root)
-    return [teacher_of(pruned), pruned]
-
-
 def _trained_models(run: Path) -> list[dict[str, Any]]:
     """What run.json says of each model of a run: target_sparsity, directory, metrics."""
     found: list[dict[str, Any]] = read_json(run / "run.json").get("result", {}).get("models", [])
@@ -268,8 +253,8 @@ def _subject(place: Place, label: str, runtimes: Sequence[str]) -> Subject:
     """
     artifacts: dict[str, Path] = {"torch": place.model}
     for runtime in runtimes:
-        if runtime in _FORMATS and availability(runtime) is None:
-            artifacts[runtime] = export_if_stale(place, _FORMATS[runtime])
+        if runtime in RUNTIME_FORMATS and availability(runtime) is None:
+            artifacts[runtime] = export_if_stale(place, RUNTIME_FORMATS[runtime])
             if runtime == "triton":
                 _check_vocabulary(place, artifacts[runtime])
     return Subject(label=label, artifacts=artifacts, facts=_facts(place))
