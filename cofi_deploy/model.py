@@ -24,6 +24,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from cofi_deploy import products
 from cofi_deploy.arch import Arch
 from cofi_deploy.embeddings import Embeddings
 from cofi_deploy.errors import CheckpointError
@@ -215,17 +216,21 @@ class Attention(nn.Module):
         if weights is None:
             return x
         context = self._context(x, bias, weights, heads)
-        out = F.linear(context, weights.output, weights.output_bias)
+        out = products.linear(context, weights.output, weights.output_bias)
         return _layer_norm(self.dropout(out) + x, weights.norm, self.norm.eps)
 
     def _context(self, x: Tensor, bias: Tensor, weights: AttentionWeights, heads: int) -> Tensor:
         batch, length = x.shape[:2]
         shape = (batch, length, heads, self.head_size)
-        # Scaling the query before the product lets TensorRT find its fused attention kernel.
-        query = F.linear(x, weights.query, weights.query_bias) * (1.0 / math.sqrt(self.head_size))
-        query = query.view(shape).transpose(1, 2)  # (batch, heads, sequence, head_size)
-        key = F.linear(x, weights.key, weights.key_bias).view(shape).transpose(1, 2)
-        value = F.linear(x, weights.value, weights.value_bias).view(shape).transpose(1, 2)
+        projections = [
+            (weights.query, weights.query_bias),
+            (weights.key, weights.key_bias),
+            (weights.value, weights.value_bias),
+        ]
+        query, key, value = (
+            part.view(shape).transpose(1, 2) for part in products.linears(x, projections)
+        )  # (batch, heads, sequence, head_size) each
+        query = query * (1.0 / math.sqrt(self.head_size))
         scores = query @ key.transpose(-1, -2) + bias  # (batch, heads, sequence, sequence)
         context: Tensor = self.dropout(scores.softmax(dim=-1)) @ value
         return context.transpose(1, 2).reshape(batch, length, heads * self.head_size)
@@ -256,8 +261,8 @@ class FeedForward(nn.Module):
             weights = fold_ffn(self.weights(), kept, self.index)
         if weights is None:
             return x
-        inner = self.activation(F.linear(x, weights.up, weights.up_bias))
-        out = self.dropout(F.linear(inner, weights.down, weights.down_bias))
+        inner = self.activation(products.linear(x, weights.up, weights.up_bias))
+        out = self.dropout(products.linear(inner, weights.down, weights.down_bias))
         return _layer_norm(out + x, weights.norm, self.norm.eps)
 
 
@@ -472,4 +477,4 @@ def _pool(pooler: nn.Linear, activation: Activation, encoded: EncoderOutput) -> 
 def _consume(linear: nn.Linear, x: Tensor, kept: Kept | None) -> Tensor:
     """Apply a map that reads the residual stream, on its kept dimensions only."""
     weight = linear.weight if kept is None else slice_columns(linear.weight, kept)
-    return F.linear(x, weight, linear.bias)
+    return products.linear(x, weight, linear.bias)

@@ -12,6 +12,8 @@ from torch import Tensor
 from cofi_deploy.kinds import INPUT_NAMES
 from cofi_deploy.tasks import EncodedSplit, length_bucketed_batches
 
+_WIDTH_MULTIPLE = 4  # tokens
+
 
 class Batch(NamedTuple):
     """One batch on the training device; `rows` are the features' numbers in the split."""
@@ -57,10 +59,17 @@ class Batches:
 
 
 def as_batch(encoded: EncodedSplit, rows: npt.NDArray[np.int64], device: torch.device) -> Batch:
-    """Pad some features to their longest and move them to ``device``."""
+    """Pad some features to their longest, or a little more, and move them to ``device``."""
+    width = _padded_width(encoded.lengths, rows)
     tensors = {
         name: torch.from_numpy(np.ascontiguousarray(value)).to(device)
-        for name, value in encoded.batch(rows.tolist()).items()
+        for name, value in encoded.batch(rows.tolist(), pad_to=width).items()
     }
     inputs = {name: tensors.pop(name) for name in INPUT_NAMES}
     return Batch(rows, inputs, tensors, inputs["attention_mask"].bool())
+
+
+def _padded_width(lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> int:
+    """A multiple, so that kernels compiled for a shape serve again; models take what data has."""
+    longest = int(lengths[rows].max(initial=0))
+    return min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, int(lengths.max(initial=0)))

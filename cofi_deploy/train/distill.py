@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cofi_deploy import products
 from cofi_deploy.folding import Kept, slice_columns
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
@@ -45,11 +46,11 @@ class LayerProjection(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(
-        self, states: Float[Tensor, "tokens kept_hidden"], kept: Kept | None
-    ) -> Float[Tensor, "tokens hidden"]:
+        self, states: Float[Tensor, "*tokens kept_hidden"], kept: Kept | None
+    ) -> Float[Tensor, "*tokens hidden"]:
         """Project; under masks, from the kept dimensions only."""
         weight = self.linear.weight if kept is None else slice_columns(self.linear.weight, kept)
-        return F.linear(states, weight, self.linear.bias)
+        return products.linear(states, weight, self.linear.bias)
 
     def cut(self, masks: Masks) -> None:
         """Drop the inputs that the cut student no longer has."""
@@ -93,22 +94,24 @@ def prediction_loss(
     return _divergence(student["logits"], teacher["logits"], temperature)
 
 
-def layer_loss(
-    student_states: Sequence[Float[Tensor, "tokens kept_hidden"]],
+def layer_loss(  # noqa: PLR0913 - a formula's variables
+    student_states: Sequence[Float[Tensor, "batch sequence kept_hidden"]],
     teacher_states: Float[Tensor, "teacher_layers tokens hidden"],
     projection: LayerProjection,
     kept: Kept | None,
     *,
+    valid: Bool[Tensor, "batch sequence"],
     alive: Sequence[bool],
     matching: LayerMatching,
 ) -> tuple[Float[Tensor, ""], list[int]]:
     """Mean squared error between matched layers, mean over the teacher's layers.
 
     Args:
-        student_states: Output of every student layer at valid tokens.
-        teacher_states: Output of the chosen teacher layers at the same tokens.
+        student_states: Output of every student layer.
+        teacher_states: Output of the chosen teacher layers at the valid tokens.
         projection: Applied to the student's states.
         kept: What the masks leave, None for a dense or cut student.
+        valid: False at padding.
         alive: Which student layers have a sublayer left; only those can be matched. When none
             has, the last layer's output (then the embeddings') stands for all.
         matching: How to choose among them, see `match_layers`.
@@ -117,11 +120,20 @@ def layer_loss(
         The loss, and the 0-based student layer matched to each teacher layer.
     """
     candidates = [index for index, living in enumerate(alive) if living] or [len(alive) - 1]
-    projected = torch.stack([projection(student_states[index], kept) for index in candidates])
+    places = valid.flatten().nonzero().flatten()
+    # Padding is left out behind the product, whose shape then repeats from batch to batch.
+    projected = [
+        projection(student_states[index], kept).flatten(0, 1).index_select(0, places)
+        for index in candidates
+    ]
     with torch.no_grad():
         costs = pairwise_mse(teacher_states, projected)  # (teacher_layers, candidates)
     chosen = match_layers(costs, matching)
-    loss = F.mse_loss(projected[chosen].to(teacher_states.dtype), teacher_states)
+    losses = [
+        F.mse_loss(projected[index].to(states.dtype), states)
+        for index, states in zip(chosen, teacher_states, strict=True)
+    ]
+    loss = torch.stack(losses).mean()
     return loss, [candidates[index] for index in chosen]
 
 
@@ -148,15 +160,11 @@ def match_layers(
 
 
 def pairwise_mse(
-    a: Float[Tensor, "rows tokens hidden"], b: Float[Tensor, "columns tokens hidden"]
+    a: Sequence[Float[Tensor, "tokens hidden"]], b: Sequence[Float[Tensor, "tokens hidden"]]
 ) -> Float[Tensor, "rows columns"]:
-    """Mean squared error of every pair, through one matrix product instead of rows * columns."""
-    # The difference of large, nearly equal numbers: half precision would leave only noise.
-    with torch.autocast(a.device.type, enabled=False):
-        left, right = a.flatten(1).float(), b.flatten(1).float()
-        products = left @ right.T
-        squares = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]
-        return (squares - 2.0 * products) / left.shape[1]
+    """Mean squared error of every pair of two lists of states, in fp32."""
+    rows = [[F.mse_loss(right.to(left.dtype), left) for right in b] for left in a]
+    return torch.stack([torch.stack(row) for row in rows]).float()
 
 
 def mask_padding(

@@ -75,12 +75,12 @@ class Distillation:
     ) -> tuple[Tensor, list[int]]:
         if self.layer_weight == 0:
             return torch.zeros((), device=batch.valid.device), []
-        states = [state[batch.valid] for state in encoded.states[1:]]
         return layer_loss(
-            states,
+            encoded.states[1:],
             answers.states,
             projection,
             encoded.kept,
+            valid=batch.valid,
             alive=living_layers(student, encoded.kept),
             matching=self.matching,
         )

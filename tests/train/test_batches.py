@@ -65,7 +65,7 @@ def test_epochs_become_whole_steps_and_at_least_one_unless_none(epochs: float, s
 
 @pytest.mark.parametrize("kind", TASK_KINDS)
 def test_a_batch_is_padded_to_its_longest_and_splits_inputs_from_targets(kind: TaskKind):
-    split = random_split([3, 7, 5], kind)
+    split = random_split([3, 5, 5], kind)
     batch = as_batch(split, np.array([2, 0]), CPU)
     assert set(batch.inputs) == set(INPUT_NAMES)
     assert set(batch.targets) == set(split.targets)
@@ -74,10 +74,18 @@ def test_a_batch_is_padded_to_its_longest_and_splits_inputs_from_targets(kind: T
         assert value.shape == (2, 5)
         assert value.dtype == torch.int64
     assert batch.valid.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert batch.inputs["input_ids"][0].tolist() == split.input_ids[10:15].tolist()
+    assert batch.inputs["input_ids"][0].tolist() == split.input_ids[8:13].tolist()
     assert batch.inputs["input_ids"][1].tolist() == [*split.input_ids[:3].tolist(), 0, 0]
     for name, value in batch.targets.items():
         assert value.tolist() == split.targets[name][[2, 0]].tolist()
+
+
+@pytest.mark.parametrize(("rows", "width"), [([0], 4), ([1], 8), ([0, 2], 9), ([3], 4)])
+def test_widths_repeat_but_never_exceed_the_longest_feature_of_the_split(
+    rows: list[int], width: int
+):
+    split = random_split([3, 5, 9, 4], "text-classification")
+    assert as_batch(split, np.array(rows), CPU).valid.shape == (len(rows), width)
 
 
 def test_batches_hold_features_of_near_equal_length():

@@ -263,9 +263,18 @@ def test_pairwise_costs_keep_their_precision_under_autocast():
 def test_layer_loss_is_the_mean_over_teacher_layers_of_the_matched_errors():
     projection = LayerProjection(2)
     teacher = torch.tensor([[[1.0, 1.0]], [[4.0, 4.0]]])
-    student = [torch.tensor([[1.0, 2.0]]), torch.tensor([[9.0, 9.0]]), torch.tensor([[4.0, 2.0]])]
+    # One row of two tokens; the second is padding, and far off.
+    student = [
+        torch.tensor([[token, [99.0, -99.0]]]) for token in ([1.0, 2.0], [9.0, 9.0], [4.0, 2.0])
+    ]
     loss, matched = layer_loss(
-        student, teacher, projection, None, alive=[True, True, True], matching="monotonic"
+        student,
+        teacher,
+        projection,
+        None,
+        valid=torch.tensor([[True, False]]),
+        alive=[True, True, True],
+        matching="monotonic",
     )
     assert matched == [0, 2]
     assert float(loss.detach()) == pytest.approx((0.5 + 2.0) / 2)
@@ -285,8 +294,11 @@ def test_only_living_layers_are_matched_and_the_last_when_none_lives(
 ):
     projection = LayerProjection(2)
     teacher = torch.full((2, 3, 2), 5.0)
-    student = [torch.full((3, 2), value) for value in (1.0, 5.0, 2.0)]
-    _, matched = layer_loss(student, teacher, projection, None, alive=alive, matching=matching)
+    student = [torch.full((1, 3, 2), value) for value in (1.0, 5.0, 2.0)]
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    _, matched = layer_loss(
+        student, teacher, projection, None, valid=valid, alive=alive, matching=matching
+    )
     assert matched == expected
 
 
@@ -301,9 +313,10 @@ def test_gradient_of_the_layer_loss_is_its_finite_difference():
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     student = [
-        torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        torch.randn(2, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
         for _ in range(3)
     ]
+    valid = torch.tensor([[True, True, True, True], [True, False, False, False]])
     projection = LayerProjection(4).double()
 
     def loss(*values: Tensor) -> Tensor:
@@ -313,7 +326,9 @@ def test_gradient_of_the_layer_loss_is_its_finite_difference():
         def project(x: Tensor, kept: Kept | None) -> Tensor:
             return torch.func.functional_call(projection, parameters, (x, kept))
 
-        return layer_loss(states, teacher, project, None, alive=[True] * 3, matching="fixed")[0]
+        return layer_loss(
+            states, teacher, project, None, valid=valid, alive=[True] * 3, matching="fixed"
+        )[0]
 
     weight, bias = projection.linear.weight, projection.linear.bias
     assert torch.autograd.gradcheck(loss, [*student, weight, bias])
