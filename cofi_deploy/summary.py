@@ -15,7 +15,16 @@ from cofi_deploy.serve.verify import VerifyResult
 
 Row = Mapping[str, Any]
 
-_TIMES = ("p50 ms", "p90 ms", "p99 ms", "sequences/s", "tokens/s")
+# Columns behind the ratio, and those that a terminal of 80 characters has room for.
+_TIMES = {
+    "p50 ms": ("p50_ms", ".2f"),
+    "p90 ms": ("p90_ms", ".2f"),
+    "p99 ms": ("p99_ms", ".2f"),
+    "sequences/s": ("sequences_per_s", ",.0f"),
+    "tokens/s": ("tokens_per_s", ",.0f"),
+}
+_NARROW_TIMES = ("p50 ms",)
+_WIDE = 120
 
 
 def print_run(run: Path) -> None:
@@ -61,7 +70,7 @@ def print_verification(result: VerifyResult) -> None:
     console = Console(stderr=True)
     rows = result.document["rows"]
     console.print(_accuracy_table([row for row in rows if "metric" in row]))
-    for table in _latency_tables([row for row in rows if "p50_ms" in row]):
+    for table in _latency_tables([row for row in rows if "p50_ms" in row], console.width):
         console.print(table)
     for skipped in result.document["skipped"]:
         console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
@@ -74,7 +83,7 @@ def print_verification(result: VerifyResult) -> None:
 def print_latency(result: BenchResult) -> None:
     """Latency rows of `bench`."""
     console = Console(stderr=True)
-    for table in _latency_tables([row for row in result.rows if "p50_ms" in row]):
+    for table in _latency_tables([row for row in result.rows if "p50_ms" in row], console.width):
         console.print(table)
     for skipped in result.skipped:
         console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)
@@ -100,21 +109,30 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _latency_tables(rows: Sequence[Row]) -> list[Table]:
-    """The ratio first: it is what the measurement can bear. Saturation only where it was asked."""
-    table = _table("latency", "model", "runtime", "batch x length", "times faster (95 %)", *_TIMES)
+def _latency_tables(rows: Sequence[Row], width: int) -> list[Table]:
+    """The ratio first: it is what the measurement can bear. Saturation only where it was asked.
+
+    A narrow terminal leaves out what the result file and the report have beside it.
+    """
+    times = [name for name in _TIMES if width >= _WIDE or name in _NARROW_TIMES]
+    table = _table("latency", "model", "runtime", "batch x length", "times faster (95 %)", *times)
     for row in rows:
         table.add_row(
             row["model"],
             row["runtime"],
             f"{row['batch_size']}x{row['seq_len']}",
             _ratio(row, "speedup"),
-            *(_withheld(row.get(key), ".2f") for key in ("p50_ms", "p90_ms", "p99_ms")),
-            _withheld(row.get("sequences_per_s"), ",.0f"),
-            _optional(row.get("tokens_per_s"), ",.0f"),
+            *(_time(row, name) for name in times),
         )
     saturated = [row for row in rows if "saturated_sequences_per_s" in row]
     return [table, _saturation_table(saturated)] if saturated else [table]
+
+
+def _time(row: Row, name: str) -> str:
+    key, form = _TIMES[name]
+    if key == "tokens_per_s" and key not in row:  # only at the task's own lengths
+        return ""
+    return _withheld(row.get(key), form)
 
 
 def _saturation_table(rows: Sequence[Row]) -> Table:

@@ -63,6 +63,16 @@ def test_the_ratio_with_its_interval_stands_before_the_milliseconds(capsys):
     ] in lines
 
 
+def test_eighty_columns_have_room_for_the_ratio_and_whole_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    fast = {"speedup": 10.25, "speedup_low": 9.9, "speedup_high": 10.613}
+    lines = printed(capsys, row("sst2-s95", **fast, runtime="onnxruntime-cpu", seq_len="task"))
+    assert any("times faster" in " ".join(cells) for cells in lines)
+    assert not any("p99" in " ".join(cells) for cells in lines)
+    values = [cells for cells in lines if cells[0] == "sst2-s95"]
+    assert values[0][1:] == ["onnxruntime-cpu", "4xtask", "10.25 (9.90 to 10.61)", "12.35"]
+
+
 def test_a_busy_machine_has_a_ratio_and_no_milliseconds(capsys):
     withheld = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "sequences_per_s"))
     fast = {"speedup": 8.25, "speedup_low": 7.9, "speedup_high": 8.613}
