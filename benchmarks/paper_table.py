@@ -45,7 +45,8 @@ def _lead(document: Mapping[str, Any]) -> str:
     base = next(row["base_model"] for row in document["rows"])
     return (
         f"The paper's structures on {base}: median milliseconds of the dense model, and how many "
-        "times faster each structure is (95 % interval). Published: PyTorch on a V100, batch 128."
+        "times faster each structure is (95 % interval; alone where it is too wide for one number). "
+        "Published: PyTorch on a V100, batch 128."
     )
 
 
@@ -78,10 +79,17 @@ def _title(column: Column) -> str:
 
 def _cell(row: Row) -> str:
     if row["model"] == _BASELINE:
-        return "too busy to measure" if row["p50_ms"] is None else f"{row['p50_ms']:.3g} ms"
+        return "too busy to measure" if row["p50_ms"] is None else _milliseconds(row["p50_ms"])
+    low, high = row.get("speedup_low"), row.get("speedup_high")
+    if row.get("speedup") is None and low is not None and high is not None:
+        return f"{low:.1f} to {high:.1f}"
     if row.get("speedup") is None:
         return "too noisy to compare"
     return f"{row['speedup']:.1f}x ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _training_lines(rows: Sequence[Row]) -> Iterator[str]:

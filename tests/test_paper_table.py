@@ -24,6 +24,8 @@ def synthetic() -> dict[str, Any]:
             | {"speedup": 6.51, "speedup_low": 6.4, "speedup_high": 6.62}
             | {"published_speedup": 12.13},
             {**shared, "model": "odd", "realized_sparsity": 0.9, "p50_ms": 2.0, "speedup": None},
+            {**shared, "model": "wide", "realized_sparsity": 0.8, "p50_ms": None, "speedup": None}
+            | {"speedup_low": 1.84, "speedup_high": 2.87},
             {**train, "precision": "bf16", "sequences_per_s": 1234.5},
             {**train, "precision": "fp32", "sequences_per_s": 456.7},
             {**train, "precision": "fp32", "sequences_per_s": 3456.7, "stage": "finetune"},
@@ -37,12 +39,13 @@ def synthetic() -> dict[str, Any]:
 
 def test_the_gpu_table_says_what_the_result_file_says():
     lines = table.gpu_tables(synthetic()).splitlines()
-    assert lines[2:7] == [
+    assert lines[2:8] == [
         "| structure | encoder pruned | published | PyTorch fp16, 128 x 128 |",
         "|---|---|---|---|",
         "| dense | 0.0 % |  | 12.3 ms |",
         "| mean-s95 | 94.5 % | 12.1x | 6.5x (6.4 to 6.6) |",
         "| odd | 90.0 % |  | too noisy to compare |",
+        "| wide | 80.0 % |  | 1.8 to 2.9 |",
     ]
     assert "| pruning, at its beginning, when nothing is pruned yet | 1,234 | 457 |" in lines
     assert "| fine-tuning the structure at 95 % |  | 3,457 |" in lines
