@@ -26,9 +26,7 @@ from cofi_deploy.results import result_document
 ROOT = Path(__file__).resolve().parent
 RUNS = Path(os.environ.get("COFI_DEPLOY_BENCHMARK_RUNS", ROOT / "runs"))
 DATA = Path(os.environ.get("COFI_DEPLOY_DATA", ROOT.parents[1] / "shared" / "data")) / "glue"
-# As long as an hour of each task allows on one core that multiplies bf16.
-RECIPES = {"mrpc": "balanced", "sst2": "fast", "rte": "balanced", "cola": "fast", "stsb": "fast"}
-TASKS = tuple(RECIPES)
+TASKS = ("mrpc", "sst2")
 SPARSITIES = (0.6, 0.8, 0.9, 0.95)
 POINTS = ("1x128", "32x128")
 
@@ -41,7 +39,7 @@ def train(task: str) -> None:
             task,
             model=str(_minilm()),
             data_dir=DATA,
-            recipe=RECIPES[task],
+            recipe="fast",
             output=run,
             overrides={"sparsities": list(SPARSITIES)},
         )
