@@ -45,8 +45,8 @@ def _lead(document: Mapping[str, Any]) -> str:
     base = next(row["base_model"] for row in document["rows"])
     return (
         f"The paper's structures on {base}: median milliseconds of the dense model, and how many "
-        "times faster each structure is (95 % interval; alone where it is too wide for one number). "
-        "Published: PyTorch on a V100, batch 128."
+        "times faster each structure is (95 % interval; alone where it is too wide for one "
+        "number). Published: PyTorch on a V100, batch 128."
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy_table import accuracy_table
 from paper_table import gpu_tables, paper_tables
 from triton_table import triton_table
 
@@ -112,6 +113,12 @@ def triton_tables() -> str:
     return triton_table(read_json(file)) if file.is_file() else ""
 
 
+def accuracy_tables() -> str:
+    """What `accuracy.py` collected; empty before it has."""
+    file = ROOT / "results" / "accuracy.json"
+    return accuracy_table(read_json(file)) if file.is_file() else ""
+
+
 def paper_structure_tables() -> str:
     """What `paper_structures.py` and `gpu.py` measured; empty before either has run."""
     made = {"paper_structures": paper_tables, "gpu": gpu_tables}
@@ -123,6 +130,7 @@ def paper_structure_tables() -> str:
 def rendered(readme: str) -> str:
     """README.md with the tables between its markers replaced."""
     made = {
+        "accuracy": accuracy_tables(),
         "results": pruning_tables(),
         "triton": triton_tables(),
         "paper": paper_structure_tables(),

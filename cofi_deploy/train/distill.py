@@ -127,7 +127,7 @@ def layer_loss(  # noqa: PLR0913 - a formula's variables
         for index in candidates
     ]
     with torch.no_grad():
-        costs = pairwise_mse(teacher_states, projected)  # (teacher_layers, candidates)
+        costs = pairwise_mse(list(teacher_states), projected)  # (teacher_layers, candidates)
     chosen = match_layers(costs, matching)
     losses = [
         F.mse_loss(projected[index].to(states.dtype), states)

@@ -1,0 +1,56 @@
+"""Accuracy over tasks and seeds: rows of finished runs, and the README's table of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cofi_deploy.artifacts import read_json, write_json
+from tests.scripts import load_script
+
+accuracy = load_script("accuracy")
+table = load_script("accuracy_table")
+
+
+def run_document(seed: int, metric: float, state: str = "done") -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "state": state,
+        "task": {"name": "mrpc"},
+        "recipe": "balanced",
+        "precision": "bf16",
+        "settings": {"seed": seed},
+        "machine": {"cpu": "Some CPU"},
+        "wall_s": 100.0,
+        "result": {
+            "metric_name": "accuracy",
+            "examples": 408,
+            "teacher": {"metric": 0.8},
+            "models": [
+                {
+                    "directory": "models/0.9",
+                    "target_sparsity": 0.9,
+                    "realized_sparsity": 0.9001,
+                    "parameters": 12,
+                    "metric": metric,
+                },
+            ],
+        },
+    }
+
+
+def test_finished_runs_become_rows_and_others_wait(tmp_path: Path):
+    for seed, metric, state in ((1, 0.75, "done"), (2, 0.77, "done"), (3, 0.1, "running")):
+        write_json(tmp_path / f"mrpc-seed{seed}" / "run.json", run_document(seed, metric, state))
+    collected = accuracy.collect(tmp_path)
+    assert [(row["seed"], row["metric"]) for row in collected["rows"]] == [(1, 0.75), (2, 0.77)]
+    assert collected["rows"][0]["metric_dense"] == 0.8
+    assert set(collected["machines"]) == {"mrpc-seed1", "mrpc-seed2"}
+    write_json(tmp_path / "accuracy.json", collected)
+    lines = table.accuracy_table(read_json(tmp_path / "accuracy.json")).splitlines()
+    assert lines[-1] == "| mrpc (balanced) | accuracy | 2 | 0.800 ± 0.000 | 0.760 ± 0.014 |"
+
+
+def test_one_seed_has_no_spread():
+    rows = list(accuracy.rows_of(run_document(1, 0.75)))
+    assert table.accuracy_table({"rows": rows}).splitlines()[-1].endswith("| 1 | 0.800 | 0.750 |")
