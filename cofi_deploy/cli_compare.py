@@ -100,7 +100,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
     from cofi_deploy.serve.comparison import name_of
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     counts = comparison.counts()
     changed = [one for one in comparison.findings if one.verdict in _STYLES]
     if changed:

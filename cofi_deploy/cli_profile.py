@@ -53,7 +53,7 @@ def profile(models: tuple[Path, ...], output: Path | None, svg: Path | None, **f
         point=flags["point"],
         threads=flags["threads"],
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     console.print(render(result.profiles, result.explanations), highlight=False)
     for skipped in result.skipped:
         console.print(f"skipped {skipped['runtime']}: {skipped['reason']}", highlight=False)

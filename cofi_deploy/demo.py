@@ -76,7 +76,7 @@ def run_demo(output: Path, *, sparsity: float, size: DemoSize = _WHOLE) -> Verif
         UsageError: ``output`` holds a demo at another sparsity.
         MissingDependencyError: The packages of the `demo` extra are not installed.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     model, corpus = _model_directory(), _corpus()
     console.rule("1/4  data and weights")
     data = output / "data"
@@ -163,7 +163,7 @@ def _train(run: Path, *, model: Path, data: Path, settings: Mapping[str, Any]) -
     if document["state"] != "done":
         return api.train(resume=run)
     note = f"done already: {run}; remove it to train again"
-    Console(stderr=True).print(note, highlight=False)
+    Console(stderr=True, markup=False).print(note, highlight=False)
     return run
 
 

@@ -48,14 +48,15 @@ def print_run(run: Path) -> None:
     table.add_row("dense teacher", f"{teacher['metric']:.4f}", "", "", *_parameters(teacher))
     for entry in result["models"]:
         table.add_row(
-            str(run / entry["directory"]),
+            entry["directory"],
             f"{entry['metric']:.4f}",
             f"{entry['target_sparsity']:g}",
             f"{entry['realized_sparsity']:.4f}",
             *_parameters(entry),
         )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     console.print(table)
+    console.print(f"models are in {run}", highlight=False, soft_wrap=True)
     speeds = ", ".join(
         f"{name} {values['samples_per_s']:.0f}"
         for name, values in document["stages"].items()
@@ -67,7 +68,7 @@ def print_run(run: Path) -> None:
 
 def print_verification(result: VerifyResult) -> None:
     """Accuracy, latency and verdict of `verify`, and where the report lies."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     rows = result.document["rows"]
     console.print(_accuracy_table([row for row in rows if "metric" in row]))
     for table in _latency_tables([row for row in rows if "p50_ms" in row], console.width):
@@ -82,7 +83,7 @@ def print_verification(result: VerifyResult) -> None:
 
 def print_latency(result: BenchResult) -> None:
     """Latency rows of `bench`."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     for table in _latency_tables([row for row in result.rows if "p50_ms" in row], console.width):
         console.print(table)
     for skipped in result.skipped:

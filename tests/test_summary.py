@@ -90,6 +90,14 @@ def test_a_ratio_that_is_not_told_says_why(capsys, ratio, words):
     assert any(words in cells for cells in printed(capsys, row("pruned", **keys)))
 
 
+def test_the_line_that_installs_an_extra_is_printed_whole(capsys):
+    skipped = [{"runtime": "tensorrt", "reason": "run: pip install 'cofi-deploy[gpu]'"}]
+    print_latency(BenchResult(rows=[], samples=[], skipped=skipped, notes=["see [gpu]"]))
+    printed_text = capsys.readouterr().err
+    assert "skipped tensorrt: run: pip install 'cofi-deploy[gpu]'" in printed_text
+    assert "note: see [gpu]" in printed_text
+
+
 def test_saturation_is_a_table_of_its_own_where_it_was_measured(capsys):
     assert not any("clients" in cells for cells in printed(capsys, row("dense")))
     found = {"saturated_sequences_per_s": 4321.0, "clients": 4, "saturated_batch_size": 16}

@@ -35,7 +35,7 @@ class RunProgress:
         self._skipped_units = 0.0
         self._started = time.monotonic()
         self._printed = 0.0
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -105,7 +105,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """One line for people."""
         self._printed = time.monotonic()
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
         total = sum(steps * cost for steps, cost in self._planned.values())
