@@ -27,7 +27,8 @@ demo: $(READY) ## prune, export, verify and serve a small real model on this mac
 	$(BIN)/cofi-deploy demo
 
 test: test-fast ## every test, real Triton servers included; those that need a GPU skip where there is none
-	$(PYTEST) -m "slow or e2e or gpu or triton"
+	$(PARALLEL) --dist loadfile -m "slow and not (e2e or gpu or triton)"
+	$(PYTEST) -m "e2e or gpu or triton"
 
 test-fast: $(READY) ## the tests that take about a minute
 	$(PARALLEL)
