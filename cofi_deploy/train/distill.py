@@ -21,6 +21,7 @@ from cofi_deploy.folding import Kept, slice_columns
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
 from cofi_deploy.model import MASKED_SCORE
+from cofi_deploy.train.processes import add_up
 
 LayerMatching = Literal["free", "monotonic", "fixed"]
 
@@ -93,7 +94,7 @@ def prediction_loss(
     return _divergence(student["logits"], teacher["logits"], temperature)
 
 
-def layer_loss(
+def layer_loss(  # noqa: PLR0913 - two lists of states and how they are compared
     student_states: Sequence[Float[Tensor, "tokens kept_hidden"]],
     teacher_states: Float[Tensor, "teacher_layers tokens hidden"],
     projection: LayerProjection,
@@ -101,6 +102,7 @@ def layer_loss(
     *,
     alive: Sequence[bool],
     matching: LayerMatching,
+    share: float = 1.0,
 ) -> tuple[Float[Tensor, ""], list[int]]:
     """Mean squared error between matched layers, mean over the teacher's layers.
 
@@ -112,6 +114,8 @@ def layer_loss(
         alive: Which student layers have a sublayer left; only those can be matched. When none
             has, the last layer's output (then the embeddings') stands for all.
         matching: How to choose among them, see `match_layers`.
+        share: Of the batch's tokens, where processes share it: they choose by the costs of the
+            whole batch, all the same, and their losses add up to its loss.
 
     Returns:
         The loss, and the 0-based student layer matched to each teacher layer.
@@ -119,9 +123,10 @@ def layer_loss(
     candidates = [index for index, living in enumerate(alive) if living] or [len(alive) - 1]
     projected = torch.stack([projection(student_states[index], kept) for index in candidates])
     with torch.no_grad():
-        costs = pairwise_mse(teacher_states, projected)  # (teacher_layers, candidates)
-    chosen = match_layers(costs, matching)
-    loss = F.mse_loss(projected[chosen].to(teacher_states.dtype), teacher_states)
+        costs = pairwise_mse(teacher_states, projected) * share  # (teacher_layers, candidates)
+        add_up([costs])
+    chosen = match_layers(costs.cpu(), matching)  # one copy from a GPU, not one for each layer
+    loss = F.mse_loss(projected[chosen].to(teacher_states.dtype), teacher_states) * share
     return loss, [candidates[index] for index in chosen]
 
 
