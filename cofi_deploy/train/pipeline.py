@@ -19,7 +19,7 @@ from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.batches import Batches
-from cofi_deploy.train.checks import check_budget, check_encoded, checked_teacher
+from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.handover import read_cut, write_cut
@@ -79,6 +79,7 @@ class Pipeline:
         self.settings = settings
         self.arch = read_dense_arch(model)
         check_budget(self.arch, settings)
+        check_shares(settings.batch_size, world_size())
         self.numerics = Numerics.choose(settings.precision)
         train = task.encode("train", tokenizer, limit=settings.train_limit or None)
         limit = min(settings.validation_limit or _SELECTION_LIMIT, _SELECTION_LIMIT)
