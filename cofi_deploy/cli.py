@@ -20,6 +20,7 @@ from cofi_deploy.cli_options import (
     Group,
     Triple,
     common_options,
+    is_first_process,
     measuring_options,
     name_and_value,
     print_json,
@@ -471,7 +472,8 @@ def _resumed(flags: dict[str, Any]) -> Path:
 def _print_run(run: Path) -> None:
     from cofi_deploy import summary
 
-    summary.print_run(run)
+    if is_first_process():
+        summary.print_run(run)
 
 
 def _check_places(models: tuple[Path, ...]) -> None:

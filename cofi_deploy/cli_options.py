@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tomllib
 import traceback
@@ -23,6 +24,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except CofiDeployError as error:
+            if not _speaks():
+                ctx.exit(error.exit_code)
             if ctx.ensure_object(dict).get("verbose"):
                 click.echo(traceback.format_exc(), err=True)
             click.echo(f"error: {error}", err=True)
@@ -31,8 +34,19 @@ class Group(click.Group):
             what = "interrupted; nothing half-written is left"
             if ctx.invoked_subcommand == "train":
                 what += ", continue with: cofi-deploy train --resume"
-            click.echo(what, err=True)
+            if _speaks():
+                click.echo(what, err=True)
             ctx.exit(130)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the command, or the first that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _speaks() -> bool:
+    """Whether this process tells people why the command ended: one on each machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]

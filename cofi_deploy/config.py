@@ -70,6 +70,9 @@ class TrainSettings:
     )
     teacher_layers: int = _setting(4, "how many teacher layers are learnt from")
     cache_gib: float = _setting(6.0, "largest cache of teacher outputs on disk; 0: none")
+    checkpoint_seconds: float = _setting(
+        120.0, "seconds between two checkpoints; 0: one after every step"
+    )
     evaluations: int = _setting(4, "evaluations on the selection split in each stage")
     precision: Precision = _setting(
         "auto", "auto: bf16 where the hardware multiplies it, else fp32"
@@ -285,6 +288,7 @@ _NOT_NEGATIVE = (
     "layer_weight",
     "label_weight",
     "cache_gib",
+    "checkpoint_seconds",
     "train_limit",
     "validation_limit",
 )

@@ -14,6 +14,19 @@ from cofi_deploy.train.gates import HardConcreteGates
 from cofi_deploy.train.sparsity import check_target_sparsity
 
 
+def check_shares(batch_size: int, processes: int) -> None:
+    """Refuse more processes than a batch has rows.
+
+    Raises:
+        ConfigError: Names both numbers.
+    """
+    if batch_size < processes:
+        raise ConfigError(
+            f"batch_size is {batch_size}, but {processes} processes share each batch; start at "
+            f"most {batch_size} or set batch_size to {processes} or more"
+        )
+
+
 def check_budget(arch: Arch, settings: TrainSettings) -> None:
     """Refuse targets that masks of the chosen families cannot express.
 

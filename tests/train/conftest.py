@@ -171,7 +171,6 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         task: str = "sst2",
         *,
         teacher: Path | None = None,
-        checkpoint_interval_s: float = 120.0,
         **settings: Any,
     ) -> Pipeline:
         resolved = TrainSettings(**{**FEW_STEPS, **settings})
@@ -184,7 +183,6 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
             teacher=teacher,
             tokenizer=load_tokenizer(tiny_bert),
             settings=resolved,
-            checkpoint_interval_s=checkpoint_interval_s,
         )
 
     return make
