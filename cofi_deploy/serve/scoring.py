@@ -220,6 +220,7 @@ def _padding_note(row: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"{row['model']} in {row['runtime']} at {row['precision']} answers otherwise to "
-        f"{1 - row['padding_agreement']:.1%} of {row['padding_examples']} texts when they are padded "
-        f"or beside others (largest logit difference {row['padding_max_abs_logit_diff']:.3g})"
+        f"{1 - row['padding_agreement']:.1%} of {row['padding_examples']} texts when they are "
+        "padded or beside others (largest logit difference "
+        f"{row['padding_max_abs_logit_diff']:.3g})"
     ]
