@@ -54,12 +54,10 @@ def padding_invariance(
     longest = int(encoded.lengths.max(initial=0))
     alone = _answers(runner, encoded, kind, [[row] for row in chosen], None)
     padded = _answers(runner, encoded, kind, [[row] for row in chosen], longest)
-    # Short and long side by side: the order that pads the most.
+    # Every batch holds short and long features.
     shuffled = [*chosen[::2], *chosen[1::2]]
     batches = [shuffled[at : at + batch_size] for at in range(0, len(shuffled), batch_size)]
-    by_row = dict(
-        zip(shuffled, _answers(runner, encoded, kind, batches, longest), strict=True),
-    )
+    by_row = dict(zip(shuffled, _answers(runner, encoded, kind, batches, longest), strict=True))
     mixed = [by_row[row] for row in chosen]
     same = [
         all(_is_same(one, other, kind) for other in others)

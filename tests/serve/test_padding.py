@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cofi_deploy.errors import RunnerError
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.serve.padding import MAX_EXAMPLES, padding_invariance
@@ -105,3 +106,19 @@ def test_verify_says_which_artifact_moves_with_its_padding(
         and "of 32 texts when they are padded" in note
         for note in notes
     )
+
+
+def test_an_engine_that_takes_no_single_row_has_no_padding_keys(
+    subjects, pruned, task, quick, tmp_path, monkeypatch, caplog
+):
+    def refuse(*args, **words):
+        raise RunnerError("shape 1x8 is outside of every profile")
+
+    monkeypatch.setattr("cofi_deploy.serve.scoring.padding_invariance", refuse)
+    settings = VerifySettings(bench=quick("torch", points=("2x8",)), limit=5)
+    document = verify(subjects["dense"], [pruned], task, settings, tmp_path).document
+    scored = [row for row in document["rows"] if "metric" in row]
+    assert scored
+    assert not any("padding_agreement" in row for row in scored)
+    words = "padding invariance is not measured in torch: shape 1x8 is outside of every profile"
+    assert words in caplog.text
