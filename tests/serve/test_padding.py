@@ -109,14 +109,15 @@ def test_verify_says_which_artifact_moves_with_its_padding(
 
 
 def test_an_engine_that_takes_no_single_row_has_no_padding_keys(
-    subjects, pruned, task, quick, tmp_path, monkeypatch, caplog
+    subjects, task, quick, tmp_path, monkeypatch, caplog
 ):
     def refuse(*args, **words):
         raise RunnerError("shape 1x8 is outside of every profile")
 
     monkeypatch.setattr("cofi_deploy.serve.scoring.padding_invariance", refuse)
     settings = VerifySettings(bench=quick("torch", points=("2x8",)), limit=5)
-    document = verify(subjects["dense"], [pruned], task, settings, tmp_path).document
+    both = subjects["dense"], [subjects["pruned"]]
+    document = verify(*both, task, settings, tmp_path).document
     scored = [row for row in document["rows"] if "metric" in row]
     assert scored
     assert not any("padding_agreement" in row for row in scored)
