@@ -28,7 +28,7 @@ class TextParity:
 
     ``metric`` is the artifact's and ``metric_pytorch`` PyTorch's, with the whole vocabulary, on the
     same examples, which were held out from training; both are None where the text has no labels.
-    ``max_abs_logit_diff`` is None where a cut vocabulary gave other tokens.
+    Both differences are None where a cut vocabulary gave other tokens; the mean is over all logits.
     """
 
     source: str
@@ -38,6 +38,7 @@ class TextParity:
     metric_name: str | None = None
     metric: float | None = None
     metric_pytorch: float | None = None
+    mean_abs_logit_diff: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class ExportParity:
     ``max_abs_logit_diff`` is in the unit of the logits, ``agreement`` the share of equal
     predictions, ``sentences`` how many inputs were compared, ``runtime`` what computed them.
     ``max_abs_padding_diff`` is how far the artifact's own answer to a sentence moves when it is
-    padded beside others; None in files of earlier versions.
+    padded beside others, ``mean_abs_logit_diff`` the mean over all logits; both are None in files
+    of earlier versions.
     ``text`` is there when a lossy format was made with text of the task at hand.
     """
 
@@ -56,6 +58,7 @@ class ExportParity:
     sentences: int
     runtime: str
     max_abs_padding_diff: float | None = None
+    mean_abs_logit_diff: float | None = None
     text: TextParity | None = None
 
 
