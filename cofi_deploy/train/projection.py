@@ -146,6 +146,7 @@ def by_switch(gates: HardConcreteGates) -> list[int]:
 
 
 def soft_values(log_alpha: Tensor) -> Tensor:
+    """What the kept units of a fixed mask are multiplied by; same shape as ``log_alpha``."""
     return torch.sigmoid(log_alpha.detach() / TEMPERATURE * SOFT_FACTOR)
 
 
