@@ -146,9 +146,9 @@ def test_without_fine_tuning_the_cut_model_is_the_result(finished_run, train_run
 
 
 def test_an_aligned_run_ends_with_widths_that_are_multiples(train_run, tiny_bert, tmp_path):
-    wide = tmp_path / "wide"  # fine enough for a step of 8 units
+    wide = tmp_path / "wide"  # fine enough for a step of 16 units
     shutil.copytree(tiny_bert, wide)
-    sizes = json.loads((wide / "config.json").read_text()) | {"intermediate_size": 256}
+    sizes = json.loads((wide / "config.json").read_text()) | {"intermediate_size": 640}
     BertModel(BertConfig(**sizes)).save_pretrained(wide)
     run = train_run(
         tmp_path / "run", model=wide, sparsities=(0.6,), distill_epochs=0.0, align="auto"
