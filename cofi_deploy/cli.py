@@ -100,6 +100,11 @@ def main() -> None:
     metavar="KEY=VALUE",
     help="Any single setting, for example student_lr=5e-5; repeatable.",
 )
+@click.option(
+    "--align",
+    type=click.Choice(["8", "16", "32", "auto"]),
+    help="Hidden size and FFN widths become multiples, within the same budget.",
+)
 @click.option("--max-length", type=int, help="Longest sequence in tokens.")
 @click.option(
     "--precision",
@@ -200,6 +205,11 @@ def train(**flags: Any) -> None:
     type=Triple(),
     help="Profile of an engine, in tokens; what Triton warms up.  [default: 16:128:384]",
 )
+@click.option(
+    "--align",
+    type=click.Choice(["8", "16", "32"]),
+    help="Refuse widths that are no multiples; train --align makes them so.",
+)
 @click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set.")
 @click.option(
     "--flavour",
@@ -231,7 +241,10 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     find_model(model)  # answers at once where there is none; the frameworks come later
     from cofi_deploy.api import exporting
 
-    directory = exporting.export(model, format=format_, **flags)
+    align = flags.pop("align")
+    directory = exporting.export(
+        model, format=format_, align=None if align is None else int(align), **flags
+    )
     print_json(exporting.exported({format_: directory}))
 
 

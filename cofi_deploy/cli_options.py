@@ -153,6 +153,8 @@ def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_length", "precision", "seed"):
         if flags[name] is not None:
             overrides[name] = flags[name]
+    if flags["align"] is not None:
+        overrides["align"] = "auto" if flags["align"] == "auto" else int(flags["align"])
     if flags["sparsity"] is not None:
         overrides["sparsities"] = [flags["sparsity"]]
     if flags["sparsities"] is not None:

@@ -28,6 +28,7 @@ from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
 from cofi_deploy.exports import EXPORT_FORMATS, check_export
+from cofi_deploy.loading import read_arch
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     precision: Precision = "fp32",
     calibration: Path | None = None,
     shrink_embeddings: bool = False,
+    align: int | None = None,
     batch_size: Triple | None = None,
     seq_len: Triple | None = None,
     opset: int = DEFAULT_OPSET,
@@ -76,6 +78,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         calibration: Text, one in each line, that lossy numbers are fitted to and judged on; by
             default the data of the run.
         shrink_embeddings: Keep half of the vocabulary, and all that this text needs.
+        align: What hidden size and FFN widths must be multiples of, as `train` cut them.
         batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
             by default `BATCH_SIZE`.
         seq_len: The same for tokens: TensorRT's profile, by default `SEQ_LEN`, and the lengths that
@@ -116,6 +119,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
     )
     place = find_model(model)
+    if align is not None:
+        _check_aligned(place.model, align)
     target = output or place.exports / format
     if format == "trt":
         return export_tensorrt(
@@ -197,6 +202,23 @@ def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -
     if format in {"trt", "triton"} and given:
         also = f"; run: {onnx_first}" if format == "triton" else ""
         raise UsageError(f"{given[0]} is for --format onnx and openvino, got {format}{also}")
+
+
+def _check_aligned(model: Path, multiple: int) -> None:
+    """Widths are chosen where the pruned units are still there, so an export can only look.
+
+    Raises:
+        UsageError: A width that is no multiple, and how to train one that is.
+    """
+    arch = read_arch(model)
+    widths = {"hidden size": arch.hidden}
+    widths |= {f"FFN of layer {at}": layer.ffn for at, layer in enumerate(arch.layers, start=1)}
+    others = [f"{name} {width}" for name, width in widths.items() if width % multiple]
+    if others:
+        raise UsageError(
+            f"--align {multiple}: {str(model)!r} has {', '.join(others)}, and the units that it "
+            f"lost are gone; train it with: cofi-deploy train --align {multiple}"
+        )
 
 
 def _check_opset(format: str, opset: int) -> None:

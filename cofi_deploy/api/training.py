@@ -37,6 +37,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     columns: Mapping[str, str] | None = None,
     sparsity: float | Sequence[float] | None = None,
     parameters: int | None = None,
+    align: int | str | None = None,
     recipe: str = "balanced",
     config: Path | None = None,
     max_length: int | None = None,
@@ -61,6 +62,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         columns: Column names of ``data`` where they cannot be guessed.
         sparsity: Share of the encoder to prune, or several for a family from one run.
         parameters: Budget as a number of encoder parameters, in place of a sparsity.
+        align: 8, 16 or 32: hidden size and FFN widths become multiples of it; or `auto`.
         recipe: `paper`, `balanced`, `fast` or `smoke`.
         config: TOML file of settings; wins over the recipe.
         max_length: Longest sequence in tokens.
@@ -83,7 +85,9 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     model = str(model or teacher or DEFAULT_MODEL)
     given = {
         **(overrides or {}),
-        **_settings_given(sparsity, max_length=max_length, precision=precision, seed=seed),
+        **_settings_given(
+            sparsity, align=align, max_length=max_length, precision=precision, seed=seed
+        ),
     }
 
     def settings_for(rows: int) -> TrainSettings:

@@ -237,7 +237,13 @@ class Pipeline:
     def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
         """Write what fine-tuning and the next stage begin with."""
         if step.target is not None:
-            write_cut(self._cut_directory(step.target), student, step.target, self.tokenizer)
+            write_cut(
+                self._cut_directory(step.target),
+                student,
+                step.target,
+                self.tokenizer,
+                align=self.settings.multiple,
+            )
         if following is not None:
             save_stage(following.stage(), self.checkpoint, Standing())
 

@@ -170,6 +170,7 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         directory: Path,
         task: str = "sst2",
         *,
+        model: Path | None = None,
         teacher: Path | None = None,
         **settings: Any,
     ) -> Pipeline:
@@ -179,7 +180,7 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         return Pipeline(
             directory,
             task=_task(task, tiny_data),
-            model=str(tiny_bert),
+            model=str(model or tiny_bert),
             teacher=teacher,
             tokenizer=load_tokenizer(tiny_bert),
             settings=resolved,
