@@ -17,8 +17,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.arch import Arch
-from cofi_deploy.artifacts import checksums, sha256_file, write_json
-from cofi_deploy.exports import MANIFEST, ExportFormat, ExportManifest, ExportParity
+from cofi_deploy.artifacts import checksums, read_json, sha256_file, write_json
+from cofi_deploy.exports import (
+    MANIFEST,
+    ExportFormat,
+    ExportManifest,
+    ExportParity,
+    SessionChoice,
+)
 from cofi_deploy.families import config_from_arch
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import label_names, load, load_tokenizer, resolve, save_tokenizer
@@ -134,6 +140,19 @@ def write_manifest(  # noqa: PLR0913 - the entries of the file
             "files": checksums(directory, exclude=frozenset({MANIFEST})),
         },
     )
+
+
+def write_tuning(directory: Path, session: SessionChoice, tuning: Mapping[str, Any]) -> None:
+    """Add to an `export.json` how its artifact is opened, and why: what was tried.
+
+    Args:
+        directory: A finished export.
+        session: What its runtime obeys.
+        tuning: The operating point as ``for``, and what is for the reader alone.
+    """
+    document = read_json(directory / MANIFEST)
+    keys = {"session": asdict(session), "tuning": dict(tuning)}
+    write_json(directory / MANIFEST, {**document, **keys})
 
 
 def _labels(model: CofiPreTrainedModel) -> tuple[str, ...]:
