@@ -148,7 +148,7 @@ def tuning_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-drop",
             type=float,
-            help="Points of the metric that --tune may lose on text held out of the training data.  "
+            help="Points of the metric that --tune may lose on held-out training text.  "
             "[default: 0.5 and chance]",
         ),
     )

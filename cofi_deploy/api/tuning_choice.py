@@ -1,8 +1,8 @@
 """Which of several timed candidates is kept, and the rows that say why.
 
-In: durations measured in turn. Out: a name, and numbers for `export.json`. Rule: of all that are not
-surely slower than the fastest by more than 2 %, the simplest; the order of the candidates is from
-the simplest on.
+In: durations measured in turn. Out: a name, and numbers for `export.json`. Rule: of all that are
+not surely slower than the fastest by more than 2 %, the simplest; the order of the candidates is
+from the simplest on.
 """
 
 from __future__ import annotations

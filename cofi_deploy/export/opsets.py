@@ -13,10 +13,9 @@ from cofi_deploy.errors import ConfigError
 # head, and by ONNX Runtime with a mask that is not expanded.)
 OPSETS = range(17, 24)
 
-# ONNX Runtime: every release since 1.12 reads 17, and so does onnxruntime-web, which transformers.js
-# runs; Gelu as one node was no faster. OpenVINO: converts both to the same node. TensorRT: parsers
-# of 8.6 and later know LayerNormalization; Gelu as a node came with 10. Triton: servers carry all of
-# these.
+# The least that will do is read by most: ONNX Runtime since 1.12, and onnxruntime-web, which
+# transformers.js runs; TensorRT's parser, which knew LayerNormalization before Gelu. OpenVINO
+# makes the same node of both forms of Gelu. Servers of Triton carry all of these.
 DEFAULT_OPSETS: Mapping[str, int] = MappingProxyType(
     {"onnx": 17, "openvino": 17, "trt": 17, "triton": 17}
 )

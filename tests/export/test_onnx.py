@@ -21,6 +21,7 @@ from cofi_deploy.arch import Arch, LayerArch
 from cofi_deploy.errors import ConfigError, ExportError
 from cofi_deploy.export import onnx as exporter
 from cofi_deploy.export.onnx import check_onnx, export_onnx, weight_shapes
+from cofi_deploy.export.opsets import OPSETS
 from cofi_deploy.exports import check_export
 from cofi_deploy.kinds import INPUT_NAMES, TASK_KINDS, output_names
 from cofi_deploy.loading import load, load_tokenizer
@@ -93,7 +94,7 @@ def test_graph_has_dynamic_batch_and_sequence_and_the_names_of_the_contract(
         assert item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
-@pytest.mark.parametrize("opset", exporter.OPSETS)
+@pytest.mark.parametrize("opset", OPSETS)
 def test_every_offered_opset_is_written_and_agrees(opset, write_model, tmp_path):
     directory = export_onnx(write_model(), tmp_path / "onnx", opset=opset)
     proto = onnx.load(directory / "model.onnx")
