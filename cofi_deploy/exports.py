@@ -167,22 +167,18 @@ def read_tuning(directory: Path) -> Mapping[str, Any] | None:
 def rebuild_command(manifest: ExportManifest) -> str:
     """The command line that makes the artifact again from its source."""
     command = f"cofi-deploy export {manifest.source_path} --format {manifest.format}"
-    if manifest.precision != "fp32":
+    if manifest.tuned_for is not None:
+        command += f" --tune --for {manifest.tuned_for}"
+    elif manifest.precision != "fp32":
         command += f" --precision {manifest.precision}"
     if "calibration" in manifest.options:
         command += f" --calibration {manifest.options['calibration']}"
     if manifest.options.get("shrink_embeddings"):
         command += " --shrink-embeddings"
-    if manifest.tuned_for is not None:
-        return f"{_without_precision(command, manifest)} --tune --for {manifest.tuned_for}"
     for key, flag in (("batch_size", "--batch-size"), ("seq_len", "--seq-len")):
         if key in manifest.options:
             command += f" {flag} {':'.join(str(size) for size in manifest.options[key])}"
     return command
-
-
-def _without_precision(command: str, manifest: ExportManifest) -> str:
-    return command.replace(f" --precision {manifest.precision}", "")
 
 
 def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:
