@@ -142,8 +142,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             text=text,
             shrink_embeddings=shrink_embeddings,
             max_drop=max_drop,
-            may_fix_shape=_fixed_shape(batch_size, seq_len or SEQ_LEN)
-            == (point.batch_size, point.seq_len),
+            may_fix_shape=_may_fix_shape(point, batch_size, seq_len),
         )
         return _export_tuned(request, directory)
     if format == "trt":
@@ -207,6 +206,20 @@ def _target(tune: bool, target: str | None, format: str) -> OperatingPoint | Non
             f"run: cofi-deploy export [MODEL] --format {wanted} --tune --for {target}"
         )
     return points[0]
+
+
+def _may_fix_shape(
+    point: OperatingPoint, batch_size: Triple | None, seq_len: Triple | None
+) -> bool:
+    """Whether the shape that is measured was asked for as the only one; another is an error."""
+    if batch_size is None and seq_len is None:
+        return False
+    if _fixed_shape(batch_size, seq_len or SEQ_LEN) != (point.batch_size, point.seq_len):
+        raise UsageError(
+            f"--tune --for {point} measures one shape; give --batch-size {point.batch_size} "
+            f"--seq-len {point.seq_len} to allow artifacts that compute no other, or neither"
+        )
+    return True
 
 
 def _check_tuned(

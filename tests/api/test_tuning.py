@@ -198,6 +198,10 @@ def test_a_target_that_cannot_be_tuned_for_says_what_can(point):
             {"tune": True, "target": "ort@1x8", "opset": 20},
             "--opset is what --tune chooses; leave one of them out",
         ),
+        (
+            {"tune": True, "target": "ort@1x8", "seq_len": (16, 16, 16)},
+            "measures one shape; give --batch-size 1 --seq-len 8",
+        ),
         ({"tune": True, "target": "ort@1x8", "max_drop": -1.0}, "--max-drop is -1, allowed: 0 and"),
     ],
 )
