@@ -12,10 +12,10 @@ from typing import Any, Literal, TypedDict
 
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.run_task import task_of_run
-from cofi_deploy.api.runtime_names import points_of
 from cofi_deploy.api.triton_settings import triton_options
-from cofi_deploy.api.tuning import TUNED_FORMATS, TuningRequest, check_target
+from cofi_deploy.api.tuning import TuningRequest
 from cofi_deploy.api.tuning import tune as tuned
+from cofi_deploy.api.tuning_flags import check_tuned, may_fix_shape, tuning_target
 from cofi_deploy.api.versions import add_to_repository
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
@@ -35,7 +35,6 @@ from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
 from cofi_deploy.exports import EXPORT_FORMATS, check_export, read_tuning
-from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -130,8 +129,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
     )
-    point = _target(tune, target, format)
-    _check_tuned(point, {"--precision": precision != "fp32", "--opset": opset}, max_drop)
+    point = tuning_target(tune, target, format)
+    check_tuned(point, {"--precision": precision != "fp32", "--opset": opset}, max_drop)
     place = find_model(model)
     directory = output or place.exports / format
     if point is not None:
@@ -142,7 +141,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             text=text,
             shrink_embeddings=shrink_embeddings,
             max_drop=max_drop,
-            may_fix_shape=_may_fix_shape(point, batch_size, seq_len),
+            may_fix_shape=may_fix_shape(point, batch_size, seq_len),
         )
         return _export_tuned(request, directory)
     if format == "trt":
@@ -184,52 +183,6 @@ def _export_tuned(request: TuningRequest, output: Path) -> Path:
     ):
         shutil.copytree(tuned(request, Path(folder)), directory, dirs_exist_ok=True)
     return output
-
-
-def _target(tune: bool, target: str | None, format: str) -> OperatingPoint | None:
-    """Where to tune for; None where the export is an ordinary one."""
-    if not tune:
-        if target is not None:
-            raise UsageError(f"--for {target} says where --tune measures; give both")
-        return None
-    if target is None:
-        raise UsageError("--tune needs --for RUNTIME@BATCHxLENGTH, such as onnxruntime-cpu@1x128")
-    if format not in TUNED_FORMATS:
-        raise UsageError(
-            f"--tune is for --format {' and '.join(TUNED_FORMATS)}, got --format {format}"
-        )
-    points = points_of((target,))
-    wanted = check_target(points[0])
-    if wanted != format:
-        raise UsageError(
-            f"--for {target} opens exports of format {wanted}, got --format {format}; "
-            f"run: cofi-deploy export [MODEL] --format {wanted} --tune --for {target}"
-        )
-    return points[0]
-
-
-def _may_fix_shape(
-    point: OperatingPoint, batch_size: Triple | None, seq_len: Triple | None
-) -> bool:
-    """Whether the shape that is measured was asked for as the only one; another is an error."""
-    if batch_size is None and seq_len is None:
-        return False
-    if _fixed_shape(batch_size, seq_len or SEQ_LEN) != (point.batch_size, point.seq_len):
-        raise UsageError(
-            f"--tune --for {point} measures one shape; give --batch-size {point.batch_size} "
-            f"--seq-len {point.seq_len} to allow artifacts that compute no other, or neither"
-        )
-    return True
-
-
-def _check_tuned(
-    point: OperatingPoint | None, chosen: Mapping[str, Any], max_drop: float | None
-) -> None:
-    given = [flag for flag, value in chosen.items() if value]
-    if point is not None and given:
-        raise UsageError(f"{given[0]} is what --tune chooses; leave one of them out")
-    if point is None and max_drop is not None:
-        raise UsageError("--max-drop bounds what --tune may lose; give both")
 
 
 class _Lossy(TypedDict):

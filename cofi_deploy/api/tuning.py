@@ -175,7 +175,7 @@ class _Search:
 
     def kept(self, winner: Candidate) -> Path:
         """The directory of the winner, with the table of all in its `export.json`."""
-        directory = self.tried[winner.name].directory
+        directory, parity = self.tried[winner.name].directory, self.tried[winner.name].parity
         if directory is None:
             raise ExportError(f"candidate {winner.name!r} was not built")
         tuning = {
@@ -185,7 +185,7 @@ class _Search:
             "rows": fastest_first([self._row(each) for each in self.tried.values()]),
             "machine": machine(),
         }
-        write_tuning(directory, winner.session(self.request.point.runtime), tuning)
+        write_tuning(directory, winner.session(self.request.point.runtime), tuning, parity)
         return directory
 
     def _tried(self, candidate: Candidate) -> _Tried:

@@ -142,16 +142,24 @@ def write_manifest(  # noqa: PLR0913 - the entries of the file
     )
 
 
-def write_tuning(directory: Path, session: SessionChoice, tuning: Mapping[str, Any]) -> None:
+def write_tuning(
+    directory: Path,
+    session: SessionChoice,
+    tuning: Mapping[str, Any],
+    parity: ExportParity | None = None,
+) -> None:
     """Add to an `export.json` how its artifact is opened, and why: what was tried.
 
     Args:
         directory: A finished export.
         session: What its runtime obeys.
         tuning: The operating point as ``for``, and what is for the reader alone.
+        parity: Of this session, where it may answer otherwise than the one of the export.
     """
     document = read_json(directory / MANIFEST)
-    keys = {"session": asdict(session), "tuning": dict(tuning)}
+    keys: dict[str, Any] = {"session": asdict(session), "tuning": dict(tuning)}
+    if parity is not None:
+        keys["parity"] = asdict(parity)
     write_json(directory / MANIFEST, {**document, **keys})
 
 
