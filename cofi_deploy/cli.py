@@ -26,6 +26,7 @@ from cofi_deploy.cli_options import (
     print_json,
     setting_overrides,
     settings_of,
+    tuning_options,
     verify_targets_of,
 )
 from cofi_deploy.cli_profile import profile
@@ -210,7 +211,8 @@ def train(**flags: Any) -> None:
     type=click.Choice(["8", "16", "32"]),
     help="Refuse widths that are no multiples; train --align makes them so.",
 )
-@click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=int, help="ONNX operator set, 17 to 23.  [default: 17]")
+@tuning_options
 @click.option(
     "--flavour",
     default="auto",
@@ -231,6 +233,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     \b
     cofi-deploy export --format onnx
     cofi-deploy export --format onnx --precision int8 --shrink-embeddings
+    cofi-deploy export --format onnx --tune --for onnxruntime-cpu@1x128
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
     cofi-deploy export --format triton --repository /srv/models --name sentiment --set instances=2
@@ -245,7 +248,12 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     directory = exporting.export(
         model, format=format_, align=None if align is None else int(align), **flags
     )
-    print_json(exporting.exported({format_: directory}))
+    exported = exporting.exported({format_: directory})
+    if flags["tune"]:
+        from cofi_deploy.tuning_table import print_tuning
+
+        print_tuning(exported[format_]["tuning"])
+    print_json(exported)
 
 
 @main.command()

@@ -144,6 +144,33 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def tuning_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a search for the fastest artifact."""
+    options = (
+        click.option(
+            "--tune",
+            is_flag=True,
+            help="Try precisions, graphs, threads and session options, and keep the fastest that "
+            "is right; the machine must be idle.",
+        ),
+        click.option(
+            "--for",
+            "target",
+            metavar="RUNTIME@BATCHxLENGTH",
+            help="Where --tune measures: onnxruntime-cpu@1x128, openvino@32x128.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            help="Points of the metric that --tune may lose on held-out training text.  "
+            "[default: 0.5 and chance]",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Flags that are settings, by the settings' names."""
     budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
