@@ -208,7 +208,7 @@ def _export(
         batch_size=(min(batches), max(batches), max(batches)),
         seq_len=(min(lengths), max(lengths), max(lengths)),
         precision=precision,
-        flavour="tensorrt",
+        options=EngineOptions(flavour="tensorrt"),
     )
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
+from cofi_deploy.parts import Node, Place, Run, place_nodes
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import Tensors
-from cofi_deploy.serve.profile_folding import Node, Place, Run, place_nodes
 from cofi_deploy.serve.runner import RunnerSettings
 from cofi_deploy.serve.runner_onnxruntime import session_options
 

@@ -36,7 +36,7 @@ def test_the_smallest_profile_that_fits_is_taken(shape, index):
 def test_a_shape_outside_of_every_profile_is_refused_with_what_is_allowed():
     message = (
         "inputs have shape 33x128, but the engine takes 1x16 to 8x128, 1x16 to 32x384; "
-        "build it again with other --batch-size and --seq-len"
+        "build it again with other --batch-size and --seq-len or --buckets"
     )
     with pytest.raises(RunnerError, match=re.escape(message)):
         matching_profile(PROFILES, (33, 128))
