@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
-class TensorRt(Protocol):
-    """The module itself."""
+class Published(Protocol):
+    """Classes and enumerations of the module."""
 
     @property
     def Builder(self) -> type[trt.Builder]: ...  # noqa: D102, N802
@@ -21,6 +21,8 @@ class TensorRt(Protocol):
     def BuilderFlag(self) -> type[trt.BuilderFlag]: ...  # noqa: D102, N802
     @property
     def DataType(self) -> type[trt.DataType]: ...  # noqa: D102, N802
+    @property
+    def Dims(self) -> type[trt.Dims]: ...  # noqa: D102, N802
     @property
     def HardwareCompatibilityLevel(  # noqa: D102, N802
         self,
@@ -51,9 +53,14 @@ class TensorRt(Protocol):
     def TensorIOMode(self) -> type[trt.TensorIOMode]: ...  # noqa: D102, N802
     @property
     def SerializationFlag(self) -> type[trt.SerializationFlag]: ...  # noqa: D102, N802
+
+
+class TensorRt(Published, Protocol):
+    """The module itself; its version is not in the published types."""
+
     @property
     def __version__(self) -> str: ...
 
 
 if TYPE_CHECKING:
-    _published: TensorRt = trt
+    _published: Published = trt

@@ -113,7 +113,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         "--set": settings,
     }
     _check_flags(format, triton_only, output)
-    options, weights_into = _engine_options(format, engine, seq_len)
+    engine_options, weights_into = _engine_options(format, engine, seq_len)
     _check_opset(format, opset)
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
@@ -129,7 +129,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len or SEQ_LEN,
             precision=precision,
-            options=options,
+            options=engine_options,
         )
     if format == "triton":
         name = name or _triton_name(place)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cofi_deploy.engines import CudaDevice, Flavour, cuda_device, import_tensorrt
 from cofi_deploy.errors import EngineBuildError
@@ -101,13 +101,14 @@ def build_engine(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     for profile in profiles:
-        config.add_optimization_profile(_profile(builder, network, profile))
+        config.add_optimization_profile(_profile(trt, builder, network, profile))
     _set_options(trt, config, options)
     device = cuda_device() if flavour == "tensorrt" else None
     targets = _compute_capabilities(config, options, device)
     cache_file = None if device is None else timing_cache_file(flavour, trt.__version__, device)
     cache = None if cache_file is None else _load_timings(config, cache_file)
-    plan = builder.build_serialized_network(network, config)
+    # None where it fails, which the published types do not say.
+    plan: types.IHostMemory | None = cast("Any", builder.build_serialized_network(network, config))
     if plan is None:
         shapes = ", ".join(map(str, profiles))
         raise EngineBuildError(
@@ -160,12 +161,16 @@ def _network_flags(trt: TensorRt, flavour: Flavour) -> int:
 
 
 def _profile(
-    builder: types.Builder, network: types.INetworkDefinition, profile: OptimizationProfile
+    trt: TensorRt,
+    builder: types.Builder,
+    network: types.INetworkDefinition,
+    profile: OptimizationProfile,
 ) -> types.IOptimizationProfile:
     shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         name = network.get_input(index).name
-        shapes.set_shape(name, profile.min, profile.opt, profile.max)
+        sizes = (trt.Dims(list(shape)) for shape in (profile.min, profile.opt, profile.max))
+        shapes.set_shape(name, *sizes)
     return shapes
 
 
@@ -213,7 +218,7 @@ def _load_timings(config: types.IBuilderConfig, path: Path) -> types.ITimingCach
 def _layers(trt: TensorRt, log: Any, plan: bytes, network: types.INetworkDefinition) -> LayerReport:
     """The engine's own layers where it can be loaded, else those that it was built from."""
     if cuda_device() is not None:
-        engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+        engine: Any = trt.Runtime(log).deserialize_cuda_engine(plan)  # None where it fails
         if engine is not None:
             form = trt.LayerInformationFormat.JSON
             return engine_layers(engine.create_engine_inspector().get_engine_information(form))

@@ -45,7 +45,7 @@ def network_layers(network: types.INetworkDefinition) -> LayerReport:
     """What a parsed network consists of: name, kind, types and shapes; -1 is a dynamic axis."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     inputs = [
-        tuple(tensor.name for tensor in map(each.get_input, range(each.num_inputs)) if tensor)
+        tuple(tensor.name for tensor in map(each.get_input, range(each.num_inputs)) if _is(tensor))
         for each in layers
     ]
     outputs = [tuple(map(each.get_output, range(each.num_outputs))) for each in layers]
@@ -63,7 +63,7 @@ def network_layers(network: types.INetworkDefinition) -> LayerReport:
                 "kind": layer.type.name,
                 **_place_json(place),
                 "outputs": [
-                    {"name": each.name, "type": each.dtype.name, "shape": list(each.shape)}
+                    {"name": each.name, "type": each.dtype.name, "shape": _sizes(each.shape)}
                     for each in tensors
                 ],
             }
@@ -98,6 +98,15 @@ def engine_layers(information: str) -> LayerReport:
             for layer, place in zip(layers, places, strict=True)
         ),
     )
+
+
+def _is(tensor: types.ITensor | None) -> bool:
+    """Optional inputs of a layer are counted, too; the published types do not say so."""
+    return tensor is not None
+
+
+def _sizes(shape: types.Dims) -> list[int]:
+    return [shape[index] for index in range(len(shape))]
 
 
 def _tensor_names(layer: Mapping[str, Any], side: str) -> tuple[str, ...]:

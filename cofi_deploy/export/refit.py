@@ -7,6 +7,7 @@ plan. It takes a fraction of a build, and needs the GPU that runs the engine.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cofi_deploy.engines import PLAN_FILE, EngineRecord, check_engine, import_tensorrt
 from cofi_deploy.errors import ConfigError, EngineBuildError
@@ -70,7 +71,7 @@ def refitted_plan(directory: Path, record: EngineRecord, onnx_file: Path) -> byt
     what = f"{record.flavour} {trt.__version__} does not refit {str(directory / PLAN_FILE)!r}"
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = bool(record.options.get("version_compatible"))
-    engine = runtime.deserialize_cuda_engine((directory / PLAN_FILE).read_bytes())
+    engine: Any = runtime.deserialize_cuda_engine((directory / PLAN_FILE).read_bytes())
     if engine is None:
         raise EngineBuildError(f"{what}: {first_line(log.errors)}; build it again on this machine")
     refitter = trt.Refitter(engine, log)

@@ -74,7 +74,7 @@ def open_session(artifact: Path, settings: RunnerSettings) -> TensorRtSession:
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     # Such a plan brings the code that reads it.
     runtime.engine_host_code_allowed = bool(record.options.get("version_compatible"))
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    engine: Any = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise RunnerError(
             f"{record.flavour} {trt.__version__} refuses {str(plan)!r}; "
@@ -115,8 +115,8 @@ class TensorRtSession:
         limits: InputLimits,
     ) -> None:
         """Take a deserialized engine."""
-        self._engine = engine
-        self._context = engine.create_execution_context()
+        self._engine: Any = engine
+        self._context: Any = engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._tensors = tensors
         self._profiles = [profile_range(profile) for profile in record.profiles]
