@@ -53,7 +53,7 @@ def engine_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="X.Y",
             help="Engine of TensorRT-RTX: a GPU to compile for, for example 8.9; repeatable.  "
-            "[default: all but 7.5, which needs an engine of its own]",
+            "[default: all that it can]",
         ),
         click.option(
             "--hardware",

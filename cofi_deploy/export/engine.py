@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cofi_deploy.engines import CudaDevice, Flavour, cuda_device, import_tensorrt
 from cofi_deploy.errors import EngineBuildError
 from cofi_deploy.export.engine_layers import LayerReport, engine_layers, network_layers
-from cofi_deploy.export.engine_options import TURING, EngineOptions, rtx_capabilities
+from cofi_deploy.export.engine_options import EngineOptions, rtx_capabilities
 from cofi_deploy.export.timing_cache import (
     read_timing_cache,
     timing_cache_file,
@@ -198,7 +198,7 @@ def _compute_capabilities(
     if device is not None:
         return (device.compute_capability,)
     known = rtx_capabilities()
-    targets = options.compute_capabilities or tuple(name for name in known if name != TURING)
+    targets = options.compute_capabilities or tuple(known)
     config.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
         config.set_compute_capability(known[name], index)

@@ -17,8 +17,8 @@ BUILDER_LEVELS = range(6)
 Hardware = Literal["same", "ampere+", "same-capability"]
 HARDWARE: tuple[Hardware, ...] = get_args(Hardware)
 
-# Engines for Turing are for it alone; TensorRT-RTX leaves it out unless it is named.
-TURING = "7.5"
+# Found by trying, with TensorRT-RTX 1.7: "FP32 GEMM is not supported" there, and the head is fp32.
+_TURING = "7.5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,6 @@ class EngineOptions:
             yield f"builder_level is {self.builder_level}, allowed: 0 to {BUILDER_LEVELS[-1]}"
         if self.hardware not in HARDWARE:
             yield f"hardware is {self.hardware!r}, allowed: {', '.join(HARDWARE)}"
-        if TURING in self.compute_capabilities and len(set(self.compute_capabilities)) > 1:
-            yield (
-                f"compute_capabilities are {', '.join(self.compute_capabilities)}, but an engine "
-                f"for {TURING} is for it alone; build two"
-            )
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for beyond the defaults, for `engine.json` and the rebuild command."""
@@ -113,7 +108,12 @@ def _rtx_lacks(options: EngineOptions) -> Iterator[str]:
         )
     known = rtx_capabilities()
     for capability in options.compute_capabilities:
-        if capability not in known:
+        if capability == _TURING:
+            yield (
+                f"--compute-capability is {_TURING} (Turing), where TensorRT-RTX has no matrix "
+                f"products in fp32, which the head of a model needs, allowed: {', '.join(known)}"
+            )
+        elif capability not in known:
             yield f"--compute-capability is {capability!r}, allowed: {', '.join(known)}"
 
 
@@ -126,7 +126,7 @@ def _tensorrt_lacks(options: EngineOptions) -> Iterator[str]:
 
 
 def rtx_capabilities() -> dict[str, Any]:
-    """Members of TensorRT-RTX's enumeration by their numbers: {"8.9": ComputeCapability.SM89}.
+    """What TensorRT-RTX can build a model for: {"8.9": ComputeCapability.SM89}.
 
     Raises:
         MissingDependencyError: TensorRT-RTX is not installed.
@@ -136,7 +136,7 @@ def rtx_capabilities() -> dict[str, Any]:
     return {
         dotted(name): member
         for name, member in rtx.ComputeCapability.__members__.items()
-        if name.startswith("SM")
+        if name.startswith("SM") and dotted(name) != _TURING
     }
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from cofi_deploy import engines
 from cofi_deploy.engines import CudaDevice, read_engine_record
-from cofi_deploy.errors import ConfigError, EnvironmentProblem
+from cofi_deploy.errors import ConfigError, EngineBuildError, EnvironmentProblem
 from cofi_deploy.export import engine_options
 from cofi_deploy.export.engine_layers import engine_layers
 from cofi_deploy.export.engine_options import EngineOptions, check_flavour
@@ -88,12 +88,15 @@ def test_targets_and_level_are_recorded_and_the_rebuild_command_has_them(int8_en
     )
 
 
-def test_turing_has_an_engine_of_its_own(write_model, tmp_path):
+def test_turing_is_refused_with_the_reason_that_the_builder_gives(
+    write_model, tmp_path, monkeypatch
+):
     options = EngineOptions(flavour="tensorrt-rtx", compute_capabilities=("7.5",))
-    directory = export_tensorrt(
-        write_model(), tmp_path / "trt", batch_size=BATCH, seq_len=(8, 16, 32), options=options
-    )
-    assert read_engine_record(directory).compute_capabilities == ("7.5",)
+    assert "is 7.5 (Turing), where TensorRT-RTX has no matrix products in fp32" in _refused(options)
+    # When a later version can, this fails, and the target is to be allowed.
+    monkeypatch.setattr(engine_options, "_TURING", "none")
+    with pytest.raises(EngineBuildError, match="FP32 GEMM is not supported"):
+        export_tensorrt(write_model(), tmp_path / "trt", precision="fp16", options=options)
 
 
 def test_what_tensorrt_rtx_lacks_is_refused_together():
@@ -104,7 +107,7 @@ def test_what_tensorrt_rtx_lacks_is_refused_together():
     )
     assert words.startswith(f"tensorrt-rtx {rtx.__version__}: --version-compatible needs the lean")
     assert "--hardware ampere+ is unsupported in TensorRT-RTX" in words
-    allowed = "7.5, 8.0, 8.6, 8.9, 12.0, 12.1"
+    allowed = "8.0, 8.6, 8.9, 12.0, 12.1"
     assert f"--compute-capability is '9.0', allowed: {allowed}" in words
 
 

@@ -154,7 +154,7 @@ def test_a_stripped_engine_is_not_run_and_the_command_that_fills_it_is_told(copi
         f"{write_model()} --format trt --weights-into {copied}"
     )
     with pytest.raises(RunnerError, match=re.escape(words)):
-        open_session(copied, RunnerSettings(runtime="tensorrt-rtx"))
+        open_session(copied, RunnerSettings(runtime="tensorrt-rtx", threads=1, precision=None))
 
 
 def test_weights_go_into_a_refittable_engine_of_the_same_structure_only(
