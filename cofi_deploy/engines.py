@@ -133,7 +133,7 @@ def _is_target(record: EngineRecord, device: CudaDevice) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    """``10.14.1`` as numbers, to be compared; what is not a number ends it."""
+    """``10.14.1`` as numbers, to be compared; what is not a number is left out."""
     return [int(part) for part in re.findall(r"\d+", version)]
 
 

@@ -113,7 +113,12 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         "--set": settings,
     }
     _check_flags(format, triton_only, output)
-    engine_options, weights_into = _engine_options(format, engine, seq_len)
+    built_before = {
+        "--precision": precision != "fp32",
+        "--batch-size": batch_size,
+        "--seq-len": seq_len,
+    }
+    engine_options, weights_into = _engine_options(format, engine, built_before)
     _check_opset(format, opset)
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
@@ -186,21 +191,26 @@ class _Service:
 
 
 def _engine_options(
-    format: str, flags: EngineFlags, seq_len: Triple | None
+    format: str, flags: EngineFlags, built_before: Mapping[str, Any]
 ) -> tuple[EngineOptions, Path | None]:
-    """The builder's options, and the engine that is only given new weights."""
+    """The builder's options, and the engine that is only given new weights.
+
+    Args:
+        format: Of the export.
+        flags: What was typed for an engine.
+        built_before: More flags that a finished engine has answered already, with their values.
+    """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     into = given.pop("weights_into", None)
     options = EngineOptions(**given)
     named = [_flag(name) for name in options.to_json()]
-    if into is not None and (named or seq_len is not None):
-        raise UsageError(
-            f"--weights-into keeps how the engine was built; leave {[*named, '--seq-len'][0]} out"
-        )
+    settled = [*named, *(flag for flag, value in built_before.items() if value)]
+    if format == "trt" and into is not None and settled:
+        raise UsageError(f"--weights-into keeps how the engine was built; leave {settled[0]} out")
     if format != "trt" and (named or into is not None):
         flag = (named or ["--weights-into"])[0]
         raise UsageError(f"{flag} is for --format trt, got --format {format}; leave it out")
-    if options.buckets and seq_len is not None:
+    if options.buckets and built_before["--seq-len"]:
         raise UsageError("give --buckets for several profiles, or --seq-len for one; not both")
     return options, into
 

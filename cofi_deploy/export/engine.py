@@ -218,7 +218,9 @@ def _load_timings(config: types.IBuilderConfig, path: Path) -> types.ITimingCach
 def _layers(trt: TensorRt, log: Any, plan: bytes, network: types.INetworkDefinition) -> LayerReport:
     """The engine's own layers where it can be loaded, else those that it was built from."""
     if cuda_device() is not None:
-        engine: Any = trt.Runtime(log).deserialize_cuda_engine(plan)  # None where it fails
+        runtime = trt.Runtime(log)
+        runtime.engine_host_code_allowed = True  # of our own plan, a moment ago
+        engine: Any = runtime.deserialize_cuda_engine(plan)  # None where it fails
         if engine is not None:
             form = trt.LayerInformationFormat.JSON
             return engine_layers(engine.create_engine_inspector().get_engine_information(form))

@@ -70,6 +70,11 @@ def test_an_unknown_format_names_the_nearest():
             "--weights-into keeps how the engine was built; leave --builder-level out",
         ),
         (
+            "trt",
+            {"weights_into": Path("engine"), "precision": "fp16"},
+            "--weights-into keeps how the engine was built; leave --precision out",
+        ),
+        (
             "triton",
             {"precision": "int8"},
             "--precision int8 is for the model itself; run: cofi-deploy export [MODEL] --format "
