@@ -36,7 +36,8 @@ test-fast: $(READY) ## the tests that take about a minute
 check: $(READY) ## format, lint, types and layers; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
+	$(BIN)/python tests/tensorrt_stubs.py $(VENV)/stubs
+	MYPYPATH=$(VENV)/stubs $(BIN)/mypy
 	$(BIN)/lint-imports
 
 fmt: $(READY) ## format, and repair what ruff can
