@@ -73,4 +73,7 @@ $(READY): pyproject.toml constraints.txt
 		"install one, or name it: make PYTHON=/path/to/python" >&2; exit 1
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
 		-e '.[dev,demo]' -c constraints.txt
+# TensorRT's published types; what they depend on is TensorRT itself, of NVIDIA's own index.
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+		--no-deps tensorrt-stubs -c constraints.txt
 	@touch $@
