@@ -1,7 +1,7 @@
 // An exported directory as a function from a sentence to scores, all of it in the browser.
 
 import { Tokenizer } from "@huggingface/tokenizers";
-import { InferenceSession, Tensor } from "onnxruntime-web";
+import { InferenceSession, Tensor } from "onnxruntime-web/wasm";
 
 /**
  * Open what `cofi-deploy export --format onnx` wrote.
@@ -17,12 +17,13 @@ export async function loadClassifier(directory) {
     ),
   );
   if (manifest.kind !== "text-classification") {
-    throw new Error(`${directory} is a model for ${manifest.kind}, this page is for text-classification`);
+    throw new Error(`${directory} is for ${manifest.kind}, this page is for text-classification`);
   }
   const model = await download(`${directory}/model.onnx`);
   const session = await InferenceSession.create(await model.arrayBuffer());
   const tokenizer = new Tokenizer(tokenizerFile, tokenizerConfig);
-  const maxLength = Math.min(manifest.arch.max_positions, tokenizerConfig.model_max_length ?? Infinity);
+  const limits = [manifest.arch.max_positions, tokenizerConfig.model_max_length ?? Infinity];
+  const maxLength = Math.min(...limits);
 
   return async (text) => {
     const encoded = tokenizer.encode(text, { return_token_type_ids: true });
@@ -49,9 +50,10 @@ async function download(address) {
   return response;
 }
 
-// One row of 64-bit integers. Of too long a text the end is lost, but for the closing [SEP].
+// One row of 64-bit integers. A text that is too long loses its end, but not the closing [SEP].
 function row(values, maxLength) {
-  const kept = values.length > maxLength ? [...values.slice(0, maxLength - 1), values.at(-1)] : values;
+  const isLong = values.length > maxLength;
+  const kept = isLong ? [...values.slice(0, maxLength - 1), values.at(-1)] : values;
   return new Tensor("int64", BigInt64Array.from(kept, BigInt), [1, kept.length]);
 }
 
