@@ -11,16 +11,16 @@ import { InferenceSession, Tensor } from "onnxruntime-web/wasm";
  *   it answers with every label, the most probable first. Scores add up to 1.
  */
 export async function loadClassifier(directory) {
-  const [manifest, tokenizerFile, tokenizerConfig] = await Promise.all(
-    ["export.json", "tokenizer.json", "tokenizer_config.json"].map(async (name) =>
-      (await download(`${directory}/${name}`)).json(),
-    ),
-  );
+  const manifest = await (await download(`${directory}/export.json`)).json();
   if (manifest.kind !== "text-classification") {
     throw new Error(`${directory} is for ${manifest.kind}, this page is for text-classification`);
   }
-  const model = await download(`${directory}/model.onnx`);
-  const session = await InferenceSession.create(await model.arrayBuffer());
+  const [model, tokenizerFile, tokenizerConfig] = await Promise.all([
+    download(`${directory}/model.onnx`).then((response) => response.arrayBuffer()),
+    download(`${directory}/tokenizer.json`).then((response) => response.json()),
+    download(`${directory}/tokenizer_config.json`).then((response) => response.json()),
+  ]);
+  const session = await InferenceSession.create(model);
   const tokenizer = new Tokenizer(tokenizerFile, tokenizerConfig);
   const limits = [manifest.arch.max_positions, tokenizerConfig.model_max_length ?? Infinity];
   const maxLength = Math.min(...limits);

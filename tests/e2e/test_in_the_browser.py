@@ -46,7 +46,7 @@ TOLERANCE = {"fp32": 1e-5, "int8": 5e-3}
 
 # Types every sentence into the page of every folder, and sends what the pages then show.
 PROBE = """
-const until = async (page, is) => {
+const until = async is => {
   const end = Date.now() + 30000;
   while (!is() && Date.now() < end) await new Promise(done => setTimeout(done, 10));
 };
@@ -57,13 +57,13 @@ const ask = async (name, sentences) => {
   await new Promise(done => frame.onload = done);
   const page = frame.contentDocument;
   const button = page.querySelector("button"), status = page.querySelector("[role=status]");
-  await until(page, () => !status.textContent.startsWith("Loading"));
+  await until(() => !status.textContent.startsWith("Loading"));
   const answers = [];
   for (const sentence of button.disabled ? [] : sentences) {
     page.querySelector("textarea").value = sentence;
     page.querySelector("table").replaceChildren();
     button.click();
-    await until(page, () => !button.disabled);
+    await until(() => !button.disabled);
     answers.push([...page.querySelectorAll("tr")].map(row =>
       [row.querySelector("th").textContent, row.querySelector("meter").value]));
   }
@@ -105,7 +105,7 @@ def example(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     if any(code in done.stderr for code in UNREACHABLE):
-        pytest.skip("npm does not reach its registry, which has what package.json asks for")
+        pytest.skip("npm does not reach its registry")
     assert done.returncode == 0, done.stderr
     return folder
 
