@@ -20,6 +20,7 @@ from cofi_deploy.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir())
 GATE = ROOT / "examples" / "01-ci-gate"
+BROWSER = ROOT / "examples" / "02-in-the-browser"
 # A real result file in the place of one that `verify` would take minutes to write.
 MEASURED = ROOT / "benchmarks" / "results" / "pruning-mrpc.json"
 
@@ -115,3 +116,23 @@ def test_the_workflow_keeps_its_files_when_the_gate_is_red() -> None:
     assert last["if"] == "always()"
     assert last["uses"].startswith("actions/upload-artifact@")
     assert last["with"]["path"] == "build"
+
+
+def test_the_browser_commands_can_be_typed() -> None:
+    exports = [line for line in typed(BROWSER / "README.md") if line.startswith("cofi-deploy ")]
+    assert len(exports) == 2
+    for command in exports:
+        read_only(command)
+        assert command.endswith(f"--output {BROWSER.relative_to(ROOT)}/model")
+
+
+def test_the_page_maps_the_imports_of_its_module_to_the_packages_that_npm_installs() -> None:
+    page = (BROWSER / "index.html").read_text("utf-8")
+    found = re.search(r'<script type="importmap">(.+?)</script>', page, re.DOTALL)
+    assert found is not None
+    mapped = json.loads(found[1])["imports"]
+    module = (BROWSER / "classifier.js").read_text("utf-8")
+    assert set(mapped) == set(re.findall(r'^import .+ from "([^"]+)";', module, re.MULTILINE))
+    packages = json.loads((BROWSER / "package.json").read_text("utf-8"))["dependencies"]
+    for target in mapped.values():
+        assert any(target.startswith(f"./node_modules/{package}/") for package in packages), target

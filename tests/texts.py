@@ -106,22 +106,34 @@ def word_piece_tokenizer(
     )
 
 
-def save_text_model(
-    kind: TaskKind, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
-) -> Path:
-    """Write a compact model of random weights whose every tensor matters to the answer."""
-    arch = Arch(
+def text_arch(
+    *, layers: tuple[LayerArch, ...] = UNEVEN, hidden: int = 29, dense: DenseShape = DENSE
+) -> Arch:
+    """A structure for the vocabulary of `word_piece_tokenizer`."""
+    return Arch(
         family="bert",
         vocab_size=len(_vocabulary()),
         max_positions=MAX_LENGTH,
         type_vocab_size=2,
-        hidden=29,
+        hidden=hidden,
         head_size=8,
-        layers=UNEVEN,
-        dense=DENSE,
-        pooler=32,
+        layers=layers,
+        dense=dense,
+        pooler=dense.hidden,
     )
-    torch.manual_seed(2)  # gives every label to some text
+
+
+def save_text_model(
+    kind: TaskKind,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    arch: Arch | None = None,
+    seed: int = 2,
+) -> Path:
+    """Write a compact model of random weights whose every tensor matters to the answer."""
+    arch = arch or text_arch()
+    torch.manual_seed(seed)  # 2 gives every label of the usual structure to some text
     model = build(CofiConfig.from_arch(arch, kind, labels=LABELS[kind])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
