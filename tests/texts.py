@@ -107,7 +107,12 @@ def word_piece_tokenizer(
 
 
 def save_text_model(
-    kind: TaskKind, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
+    kind: TaskKind,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    layers: tuple[LayerArch, ...] = UNEVEN,
+    hidden: int = 29,
 ) -> Path:
     """Write a compact model of random weights whose every tensor matters to the answer."""
     arch = Arch(
@@ -115,9 +120,9 @@ def save_text_model(
         vocab_size=len(_vocabulary()),
         max_positions=MAX_LENGTH,
         type_vocab_size=2,
-        hidden=29,
+        hidden=hidden,
         head_size=8,
-        layers=UNEVEN,
+        layers=layers,
         dense=DENSE,
         pooler=32,
     )

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ MAX_ANSWER_TOKENS = 15  # what the pipeline of transformers allows
 class Case:
     kind: TaskKind
     precision: str = "fp32"
+    structure: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,7 +55,8 @@ class Case:
         return QUESTION if self.kind == "question-answering" else SENTENCE
 
 
-CASES = (*(Case(kind) for kind in LABELS), Case("text-classification", "int8"))
+WIDE = {"layers": (LayerArch(heads=4, ffn=64),) * 3, "hidden": 32}  # what int8 gains from
+CASES = (*(Case(kind) for kind in LABELS), Case("text-classification", "int8", WIDE))
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def read(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Read:
     folder = tmp_path_factory.mktemp("exports")
     for case in CASES:
         model = folder / "models" / case.name
-        save_text_model(case.kind, model)
+        save_text_model(case.kind, model, **case.structure)
         export_onnx(model, folder / case.name, precision=case.precision)
         np.savez(folder / f"{case.name}.npz", **inputs_of())
     cases = [{"name": case.name, "kind": case.kind, "text": case.text} for case in CASES]
@@ -145,6 +147,63 @@ def test_every_kind_answers_in_optimum_as_in_our_runner(case, read):
 def test_the_tokenizer_gives_the_same_ids_in_transformers_4(case, read):
     encoded, _ = of_text(read.folder / case.name, case.text)
     assert read.answers[case.name]["ids"] == encoded["input_ids"]
+
+
+def test_the_int8_export_computes_on_bytes(read):
+    assert check_export(read.folder / CASES[-1].name).options["int8_products"] > 0
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.kind == "text-classification"], ids=lambda c: c.name
+)
+def test_a_pipeline_names_the_class_and_its_probability(case, read):
+    _, outputs = of_text(read.folder / case.name, case.text)
+    (scores,) = softmax(outputs["logits"])
+    (answer,) = read.answers[case.name]["answer"]
+    assert answer["label"] == LABELS[case.kind][scores.argmax()]
+    assert answer["score"] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_a_pipeline_gives_the_value_of_a_regression_as_it_is(read):
+    case = Case("text-regression")
+    _, outputs = of_text(read.folder / case.name, case.text)
+    (answer,) = read.answers[case.name]["answer"]
+    assert answer["score"] == pytest.approx(outputs["logits"].item(), abs=1e-5)
+
+
+def test_a_pipeline_labels_every_token_with_its_place_in_the_text(read):
+    case = Case("token-classification")
+    encoded, outputs = of_text(read.folder / case.name, case.text)
+    labels, expected = LABELS[case.kind], []
+    for index, scores in enumerate(softmax(outputs["logits"][0])):
+        label = labels[scores.argmax()]
+        if label != "O" and not encoded["special_tokens_mask"][index]:
+            expected.append((label, *encoded["offset_mapping"][index], scores.max()))
+    got = read.answers[case.name]["answer"]
+    assert [(item["entity"], item["start"], item["end"]) for item in got] == [
+        item[:3] for item in expected
+    ]
+    np.testing.assert_allclose(
+        [item["score"] for item in got], [item[3] for item in expected], atol=1e-5
+    )
+
+
+def test_a_pipeline_finds_the_answer_of_highest_probability(read):
+    case = Case("question-answering")
+    encoded, outputs = of_text(read.folder / case.name, case.text)
+    # The pipeline shares probability among the context and [CLS], which means "no answer".
+    allowed = np.array([part == 1 for part in encoded.sequence_ids(0)])
+    allowed[0] = True
+    start, end = (
+        softmax(np.where(allowed, outputs[name][0], -np.inf)) for name in output_names(case.kind)
+    )
+    start[0] = end[0] = 0.0
+    spans = np.tril(np.triu(np.outer(start, end)), MAX_ANSWER_TOKENS - 1)
+    first, last = np.unravel_index(spans.argmax(), spans.shape)
+    got, offsets = read.answers[case.name]["answer"], encoded["offset_mapping"]
+    assert (got["start"], got["end"]) == (offsets[first][0], offsets[last][1])
+    assert got["answer"] == case.text[1][got["start"] : got["end"]]
+    assert got["score"] == pytest.approx(spans.max(), abs=1e-5)
 
 
 def test_nothing_of_ours_was_needed_to_read_them(read):
