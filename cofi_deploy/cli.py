@@ -16,6 +16,7 @@ from cofi_deploy import __version__
 from cofi_deploy.artifacts import read_toml
 from cofi_deploy.cli_compare import compare
 from cofi_deploy.cli_options import (
+    Choice,
     Count,
     Group,
     Triple,
@@ -102,7 +103,7 @@ def main() -> None:
 @click.option("--max-length", type=int, help="Longest sequence in tokens.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=Choice(["auto", "fp32", "bf16", "fp16"]),
     help="auto: bf16 where the hardware multiplies it.",
 )
 @click.option("--seed", type=int)
@@ -168,14 +169,14 @@ def train(**flags: Any) -> None:
     "--format",
     "format_",
     required=True,
-    type=click.Choice(["onnx", "openvino", "trt", "triton"]),
+    type=Choice(["onnx", "openvino", "trt", "triton"]),
     help="What to write.",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=Choice(["fp32", "fp16", "bf16", "int8"]),
     help="int8: for CPUs; trt takes fp32 and fp16.",
 )
 @click.option(
@@ -204,7 +205,7 @@ def train(**flags: Any) -> None:
     "--flavour",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    type=Choice(["auto", "tensorrt", "tensorrt-rtx"]),
     help="Of an engine; auto: tensorrt where it and a GPU are here.",
 )
 @triton_export_options
