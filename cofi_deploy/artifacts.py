@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,18 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_bytes(path, text.encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _make_again(_: Mapping[str, Any]) -> str:
+    return "make the artifact again"
+
+
+def read_json(
+    path: Path, *, remedy: Callable[[Mapping[str, Any]], str] = _make_again
+) -> dict[str, Any]:
     """Read a JSON file that one of our stages wrote.
+
+    Args:
+        path: The file.
+        remedy: Says of a file of a newer schema how this version makes it again.
 
     Raises:
         ArtifactError: Absent, not JSON, not an object, or of a newer schema.
@@ -153,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{str(path)!r} has schema_version {version!r}, but this cofi-deploy reads up to "
-            f"{SCHEMA_VERSION}; upgrade cofi-deploy or make the artifact again"
+            f"{SCHEMA_VERSION}; upgrade cofi-deploy or {remedy(data)}"
         )
     return data
 

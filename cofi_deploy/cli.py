@@ -17,6 +17,7 @@ from cofi_deploy.artifacts import read_toml
 from cofi_deploy.cli_compare import compare
 from cofi_deploy.cli_engine import engine_export_options
 from cofi_deploy.cli_options import (
+    Choice,
     Count,
     Group,
     Triple,
@@ -104,13 +105,13 @@ def main() -> None:
 )
 @click.option(
     "--align",
-    type=click.Choice(["8", "16", "32", "auto"]),
+    type=Choice(["8", "16", "32", "auto"]),
     help="Hidden size and FFN widths become multiples, within the same budget.",
 )
 @click.option("--max-length", type=int, help="Longest sequence in tokens.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=Choice(["auto", "fp32", "bf16", "fp16"]),
     help="auto: bf16 where the hardware multiplies it.",
 )
 @click.option("--seed", type=int)
@@ -176,14 +177,14 @@ def train(**flags: Any) -> None:
     "--format",
     "format_",
     required=True,
-    type=click.Choice(["onnx", "openvino", "trt", "triton"]),
+    type=Choice(["onnx", "openvino", "trt", "triton"]),
     help="What to write.",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=Choice(["fp32", "fp16", "bf16", "int8"]),
     help="int8: for CPUs; in an engine, of the weights alone.",
 )
 @click.option(
@@ -209,7 +210,7 @@ def train(**flags: Any) -> None:
 )
 @click.option(
     "--align",
-    type=click.Choice(["8", "16", "32"]),
+    type=Choice(["8", "16", "32"]),
     help="Refuse widths that are no multiples; train --align makes them so.",
 )
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 23.  [default: 17]")

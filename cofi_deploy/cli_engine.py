@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cofi_deploy.cli_options import Choice
+
 
 class Lengths(click.ParamType):  # type: ignore[type-arg]
     """Numbers of tokens, with commas between them."""
@@ -33,7 +35,7 @@ def engine_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--flavour",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+            type=Choice(["auto", "tensorrt", "tensorrt-rtx"]),
             help="Of an engine; auto: tensorrt where it and a GPU are here.",
         ),
         click.option(
@@ -59,7 +61,7 @@ def engine_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--hardware",
             default="same",
             show_default=True,
-            type=click.Choice(["same", "ampere+", "same-capability"]),
+            type=Choice(["same", "ampere+", "same-capability"]),
             help="Engine of TensorRT: which GPUs beside this one it runs on.",
         ),
         click.option(

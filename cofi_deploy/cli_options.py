@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cofi_deploy.errors import CofiDeployError
+from cofi_deploy.errors import CofiDeployError, did_you_mean
 
 
 class Group(click.Group):
@@ -47,6 +47,16 @@ def is_first_process() -> bool:
 def _speaks() -> bool:
     """Whether this process tells people why the command ended: one on each machine."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]
+    """One of a few words; a wrong one is told the nearest, as everywhere else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take a word that is allowed."""
+        if value not in self.choices:
+            self.fail(f"got {value!r}, {did_you_mean(str(value), self.choices)}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]

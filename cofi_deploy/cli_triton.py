@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cofi_deploy.cli_options import common_options, print_json
+from cofi_deploy.cli_options import Choice, common_options, print_json
 
 _PORT = click.IntRange(1, 65535)
 _server_url = click.option(
@@ -74,7 +74,7 @@ def triton_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--server",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "tritonserver", "container", "pip"]),
+    type=Choice(["auto", "tritonserver", "container", "pip"]),
     help="tritonserver on PATH, a container, the server that a pip package ships, or the first of "
     "them that is here.",
 )
@@ -82,7 +82,7 @@ def triton_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--model-control",
     default="poll",
     show_default=True,
-    type=click.Choice(["poll", "explicit", "none"]),
+    type=Choice(["poll", "explicit", "none"]),
     help="How new versions are found: by looking, when told over HTTP, not at all.",
 )
 @click.option(

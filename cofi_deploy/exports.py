@@ -161,7 +161,7 @@ def read_manifest(directory: Path) -> ExportManifest:
             f"{str(directory)!r} holds no {MANIFEST}; expected a directory that "
             "`cofi-deploy export` wrote"
         )
-    data = read_json(path)
+    data = read_json(path, remedy=_rebuild_newer)
     try:
         return _manifest(directory, data)
     except (KeyError, TypeError, AttributeError) as error:
@@ -197,6 +197,17 @@ def rebuild_command(manifest: ExportManifest) -> str:
         if value is not None:
             command += flag if value is True else f"{flag} {value}"
     return command
+
+
+def _rebuild_newer(data: Mapping[str, Any]) -> str:
+    """The command for a file of a newer schema, from the entries that it still has as we do."""
+    source, export_format = data.get("source"), data.get("format")
+    path = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(path, str) or export_format not in EXPORT_FORMATS:
+        return "export the model again"
+    command = f"cofi-deploy export {path} --format {export_format}"
+    precision = data.get("precision", "fp32")
+    return f"make it again: {command}{'' if precision == 'fp32' else f' --precision {precision}'}"
 
 
 def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:

@@ -64,6 +64,26 @@ def test_unknown_task_names_the_nearest_one_and_exits_2() -> None:
     assert "did you mean 'sst2'?" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "--format", "onx"), "got 'onx', allowed: onnx, openvino, trt, triton; did you"),
+        (
+            ("export", "--format", "onnx", "--precision", "int4"),
+            "'--precision': got 'int4', allowed: fp32, fp16, bf16, int8; did you mean 'int8'?",
+        ),
+        (("serve", "--server", "contaner"), "pip; did you mean 'container'?"),
+    ],
+    ids=["format", "precision", "server"],
+)
+def test_an_unknown_word_names_the_nearest_one_and_exits_2(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert words in err
+
+
 def test_train_without_a_task_exits_2() -> None:
     code, _, err = run("train")
     assert code == 2

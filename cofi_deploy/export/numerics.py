@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from cofi_deploy.errors import ConfigError
+from cofi_deploy.errors import ConfigError, did_you_mean
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -85,7 +85,7 @@ def check_precision(precision: str) -> None:
     """Refuse a name that is none of ours.
 
     Raises:
-        ConfigError: Names those that are allowed.
+        ConfigError: Names those that are allowed, and the nearest.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")
+        raise ConfigError(f"precision is {precision!r}, {did_you_mean(precision, PRECISIONS)}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cofi_deploy.artifacts import atomic_directory
-from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError
+from cofi_deploy.errors import ConfigError, EnvironmentProblem, ExportError, MissingDependencyError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows
 from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
@@ -81,6 +81,7 @@ def export_openvino(
         ConfigError: A precision that is not supported, a vocabulary to shrink to without text, or
             a shape that the model cannot take.
         MissingDependencyError: OpenVINO is not installed.
+        EnvironmentProblem: The disk is full.
         ExportError: OpenVINO refuses the graph, or its answers differ from PyTorch.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
@@ -99,7 +100,7 @@ def export_openvino(
         ir = _ir_from_onnx(openvino, onnx_file, source)
         # Matrices that the conversion made fp32 of lose nothing: fp16 has more bits than bf16.
         is_half = precision in {"fp16", "bf16"}
-        openvino.save_model(ir, directory / MODEL_FILE, compress_to_fp16=is_half)
+        _save(openvino, ir, directory / MODEL_FILE, compress_to_fp16=is_half)
         onnx_file.unlink()
         infer = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
         parity = check_answers(
@@ -111,9 +112,7 @@ def export_openvino(
             yardstick=opened.yardstick,
         )
         if shape is not None:
-            openvino.save_model(
-                _static(ir, shape), directory / MODEL_FILE, compress_to_fp16=is_half
-            )
+            _save(openvino, _static(ir, shape), directory / MODEL_FILE, compress_to_fp16=is_half)
             fixed = openvino_infer(directory / MODEL_FILE, bf16=precision == "bf16")
             _check_same(infer, fixed, source, shape, precision)
         write_config_and_tokenizer(source, directory)
@@ -165,6 +164,21 @@ def _ir_from_onnx(openvino: ModuleType, onnx_file: Path, source: Source) -> Any:
     for key, value in metadata(source).items():
         ir.set_rt_info(value, [METADATA_SECTION, key])
     return ir
+
+
+def _save(openvino: ModuleType, ir: Any, path: Path, *, compress_to_fp16: bool) -> None:
+    """Write the .xml and the .bin; what can fail here is the disk, of which OpenVINO says little.
+
+    Raises:
+        EnvironmentProblem: They cannot be written.
+    """
+    try:
+        openvino.save_model(ir, path, compress_to_fp16=compress_to_fp16)
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"OpenVINO cannot write {path.name!r}: {error}; free space or choose another --output, "
+            "nothing that was there before is lost"
+        ) from error
 
 
 def _check_shape(shape: Shape | None, source: Source) -> None:
