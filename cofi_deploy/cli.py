@@ -187,7 +187,7 @@ def train(**flags: Any) -> None:
 @click.option(
     "--shrink-embeddings",
     is_flag=True,
-    help="Keep half of the vocabulary, and all that this text needs.",
+    help="Keep half of the vocabulary, and all that this text needs; at int8 in 4 bits.",
 )
 @click.option(
     "--batch-size",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -52,6 +53,7 @@ def choose_numerics(
     rows: Sequence[Row],
     *,
     static: bool = True,
+    word_bits: Literal[4, 8] = 8,
     fp32_softmax: bool = True,
 ) -> Numerics:
     """Decide what is computed in which numbers.
@@ -62,6 +64,7 @@ def choose_numerics(
         rows: Real text, run through the model at fp16 and at int8.
         static: At int8, fix the ranges of activations now, so that a text gets the same answer
             whatever is in its batch. Else they are found at run time, for each batch.
+        word_bits: At int8, of each number in the table of word embeddings.
         fp32_softmax: At fp16; off for runtimes that fuse attention in half precision.
 
     Raises:
@@ -73,7 +76,8 @@ def choose_numerics(
     if precision == "int8":
         modules = quantized_modules(model.arch)
         ranges = _input_ranges(model, rows) if static else {}
-        return Numerics(precision="int8", int8={name: ranges.get(name) for name in modules})
+        int8 = {name: ranges.get(name) for name in modules}
+        return Numerics(precision="int8", int8=int8, word_bits=word_bits)
     return Numerics(precision=precision)
 
 

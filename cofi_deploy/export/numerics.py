@@ -33,6 +33,7 @@ class Numerics:
         fp32_sublayers: Of an fp16 graph: `encoder.layers.<n>.attention`, `.ffn` or
             `encoder.embeddings` where the numbers go beyond fp16.
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
+        word_bits: Of an int8 graph: of each number in the table of word embeddings, its largest.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
     """
@@ -40,6 +41,7 @@ class Numerics:
     precision: Precision = "fp32"
     fp32_sublayers: frozenset[str] = frozenset()
     fp32_softmax: bool = False
+    word_bits: Literal[4, 8] = 8
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def to_json(self) -> dict[str, Any]:
@@ -48,11 +50,13 @@ class Numerics:
             return {"fp32_sublayers": sorted(self.fp32_sublayers)}
         if self.precision != "int8":
             return {}
+        stored = {"int8_products": len(self.int8)}
+        if self.word_bits != 8:
+            stored["word_bits"] = self.word_bits
         if not self.int8:
-            return {"int8_products": 0}
+            return stored
         is_static = None not in self.int8.values()
-        activations = "static" if is_static else "dynamic"
-        return {"int8_products": len(self.int8), "int8_activations": activations}
+        return {**stored, "int8_activations": "static" if is_static else "dynamic"}
 
 
 FP32 = Numerics()

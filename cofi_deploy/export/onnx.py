@@ -21,6 +21,7 @@ from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ConfigError, ExportError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows, text_options
 from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
     Source,
@@ -69,7 +70,8 @@ def export_onnx(
             it, a CPU gains the size only; bf16 halves the file alone.
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
             is what a lossy file is judged on. Without it int8 finds its ranges at run time.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs, at int8 with 4 bits for
+            each number of its table.
 
     Returns:
         ``output``.
@@ -86,7 +88,13 @@ def export_onnx(
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
     source, model = opened.source, opened.model
     rows = calibration_rows(source, text)
-    numerics = choose_numerics(model, precision, rows, static=text is not None)
+    numerics = choose_numerics(
+        model,
+        precision,
+        rows,
+        static=text is not None,
+        word_bits=4 if shrink_embeddings else 8,
+    )
     with atomic_directory(output) as directory:
         parity = write_onnx(
             source,
@@ -184,6 +192,10 @@ def check_onnx(path: Path, arch: Arch) -> None:
     proto = onnx.load(path)
     got = {item.name: tuple(item.dims) for item in proto.graph.initializer}
     expected = weight_shapes(arch)
+    types = {item.name: item.data_type for item in proto.graph.initializer}
+    if types.get(WORDS) == onnx.TensorProto.UINT8:  # two numbers in each byte
+        rows, width = expected[WORDS]
+        expected[WORDS] = (rows, -(-width // 2))
     for name, shape in expected.items():
         if got.get(name) != shape:
             raise ExportError(

@@ -69,7 +69,8 @@ def export_openvino(
         output: Directory to write; an existing one is replaced as a whole.
         precision: See above.
         text: Real text of the task, which a lossy artifact is judged on.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs, at int8 with 4 bits for
+            each number of its table.
         shape: The one (batch, length) that the artifact computes, padding what is smaller; by
             default any.
 
@@ -90,7 +91,12 @@ def export_openvino(
     _check_shape(shape, source)
     # fp16 is a way of storing the fp32 graph here, not of computing.
     of_graph: Precision = "fp32" if precision == "fp16" else precision
-    numerics = choose_numerics(model, of_graph, calibration_rows(source, text))
+    numerics = choose_numerics(
+        model,
+        of_graph,
+        calibration_rows(source, text),
+        word_bits=4 if shrink_embeddings else 8,
+    )
     with atomic_directory(output) as directory:
         onnx_file = directory / ONNX_FILE
         write_onnx(source, model, onnx_file, numerics=numerics)
