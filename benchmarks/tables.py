@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_table import accuracy_table
+from export_table import export_tables
 from paper_table import gpu_tables, paper_tables
 from triton_table import triton_table
 
@@ -127,6 +128,12 @@ def paper_structure_tables() -> str:
     return "\n\n".join(parts)
 
 
+def artifact_tables() -> str:
+    """What `export.py` measured; empty before it has run."""
+    file = ROOT / "results" / "export.json"
+    return export_tables(read_json(file)) if file.is_file() else ""
+
+
 def rendered(readme: str) -> str:
     """README.md with the tables between its markers replaced."""
     made = {
@@ -134,6 +141,7 @@ def rendered(readme: str) -> str:
         "results": pruning_tables(),
         "triton": triton_tables(),
         "paper": paper_structure_tables(),
+        "export": artifact_tables(),
     }
     for name, tables in made.items():
         readme = _between(readme, name, tables)

@@ -165,17 +165,33 @@ class Arch:
         """
         return sum(layer.attention + layer.ffn for layer in self.flops_by_sublayer(batch, length))
 
-    def flops_by_sublayer(self, batch: int, length: int) -> tuple[LayerFlops, ...]:
-        """What `flops` counts, for each layer; a sublayer that is gone has none."""
-        tokens = batch * length
+    def flops_by_sublayer(
+        self, batch: int, length: int, *, first_token_only: bool = False
+    ) -> tuple[LayerFlops, ...]:
+        """What `flops` counts, for each layer; a sublayer that is gone has none.
+
+        Args:
+            batch: Texts.
+            length: Tokens of each.
+            first_token_only: Of a graph that computes no other token after the last attention's
+                keys and values, because its head reads no other (see `export/graph.py`).
+        """
+        last = self.last_attention if first_token_only else len(self.layers)
         found: list[LayerFlops] = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            keys = batch * length
+            queries = keys if index < last else batch  # what the layer hands on, too
             width = layer.heads * self.head_size
-            products = 2 * tokens * self.hidden * 4 * width  # Q, K, V, output
-            inner = 2 * tokens * length * 2 * width  # scores and context
-            ffn = 2 * tokens * self.hidden * 2 * layer.ffn
+            products = 2 * (keys + queries) * self.hidden * 2 * width  # K, V; Q, output
+            inner = 2 * queries * length * 2 * width  # scores and context
+            ffn = 2 * queries * self.hidden * 2 * layer.ffn
             found.append(LayerFlops(attention=products + inner, ffn=ffn))
         return tuple(found)
+
+    @property
+    def last_attention(self) -> int:
+        """Index of the last layer that has heads; -1 where none has."""
+        return max((index for index, layer in enumerate(self.layers) if layer.heads), default=-1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object, ``schema_version`` included."""

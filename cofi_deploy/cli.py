@@ -20,11 +20,13 @@ from cofi_deploy.cli_options import (
     Group,
     Triple,
     common_options,
+    is_first_process,
     measuring_options,
     name_and_value,
     print_json,
     setting_overrides,
     settings_of,
+    tuning_options,
     verify_targets_of,
 )
 from cofi_deploy.cli_profile import profile
@@ -98,6 +100,11 @@ def main() -> None:
     multiple=True,
     metavar="KEY=VALUE",
     help="Any single setting, for example student_lr=5e-5; repeatable.",
+)
+@click.option(
+    "--align",
+    type=click.Choice(["8", "16", "32", "auto"]),
+    help="Hidden size and FFN widths become multiples, within the same budget.",
 )
 @click.option("--max-length", type=int, help="Longest sequence in tokens.")
 @click.option(
@@ -199,7 +206,13 @@ def train(**flags: Any) -> None:
     type=Triple(),
     help="Profile of an engine, in tokens; what Triton warms up.  [default: 16:128:384]",
 )
-@click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set.")
+@click.option(
+    "--align",
+    type=click.Choice(["8", "16", "32"]),
+    help="Refuse widths that are no multiples; train --align makes them so.",
+)
+@click.option("--opset", type=int, help="ONNX operator set, 17 to 23.  [default: 17]")
+@tuning_options
 @click.option(
     "--flavour",
     default="auto",
@@ -220,6 +233,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     \b
     cofi-deploy export --format onnx
     cofi-deploy export --format onnx --precision int8 --shrink-embeddings
+    cofi-deploy export --format onnx --tune --for onnxruntime-cpu@1x128
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
     cofi-deploy export --format triton --repository /srv/models --name sentiment --set instances=2
@@ -230,8 +244,16 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     find_model(model)  # answers at once where there is none; the frameworks come later
     from cofi_deploy.api import exporting
 
-    directory = exporting.export(model, format=format_, **flags)
-    print_json(exporting.exported({format_: directory}))
+    align = flags.pop("align")
+    directory = exporting.export(
+        model, format=format_, align=None if align is None else int(align), **flags
+    )
+    exported = exporting.exported({format_: directory})
+    if flags["tune"]:
+        from cofi_deploy.tuning_table import print_tuning
+
+        print_tuning(exported[format_]["tuning"])
+    print_json(exported)
 
 
 @main.command()
@@ -471,7 +493,8 @@ def _resumed(flags: dict[str, Any]) -> Path:
 def _print_run(run: Path) -> None:
     from cofi_deploy import summary
 
-    summary.print_run(run)
+    if is_first_process():
+        summary.print_run(run)
 
 
 def _check_places(models: tuple[Path, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tomllib
 import traceback
@@ -23,6 +24,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except CofiDeployError as error:
+            if not _speaks():
+                ctx.exit(error.exit_code)
             if ctx.ensure_object(dict).get("verbose"):
                 click.echo(traceback.format_exc(), err=True)
             click.echo(f"error: {error}", err=True)
@@ -31,8 +34,19 @@ class Group(click.Group):
             what = "interrupted; nothing half-written is left"
             if ctx.invoked_subcommand == "train":
                 what += ", continue with: cofi-deploy train --resume"
-            click.echo(what, err=True)
+            if _speaks():
+                click.echo(what, err=True)
             ctx.exit(130)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the command, or the first that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _speaks() -> bool:
+    """Whether this process tells people why the command ended: one on each machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]
@@ -130,6 +144,33 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def tuning_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a search for the fastest artifact."""
+    options = (
+        click.option(
+            "--tune",
+            is_flag=True,
+            help="Try precisions, graphs, threads and session options, and keep the fastest that "
+            "is right; the machine must be idle.",
+        ),
+        click.option(
+            "--for",
+            "target",
+            metavar="RUNTIME@BATCHxLENGTH",
+            help="Where --tune measures: onnxruntime-cpu@1x128, openvino@32x128.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            help="Points of the metric that --tune may lose on held-out training text.  "
+            "[default: 0.5 and chance]",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Flags that are settings, by the settings' names."""
     budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
@@ -139,6 +180,8 @@ def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_length", "precision", "seed"):
         if flags[name] is not None:
             overrides[name] = flags[name]
+    if flags["align"] is not None:
+        overrides["align"] = "auto" if flags["align"] == "auto" else int(flags["align"])
     if flags["sparsity"] is not None:
         overrides["sparsities"] = [flags["sparsity"]]
     if flags["sparsities"] is not None:

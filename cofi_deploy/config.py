@@ -22,6 +22,9 @@ from cofi_deploy.masks import FAMILIES
 RECIPES = ("paper", "balanced", "fast", "smoke")
 VERIFY_TARGETS = ("max_drop", "min_speedup")
 SMALL_TASK_ROWS = 10_000  # below it a recipe's [small] table applies
+# An AVX-512 register holds 16 floats, a half-precision tensor core instruction sums 16 products.
+# `benchmarks/alignment.py widths` measures whether a machine agrees.
+AUTO_ALIGN = 16
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -56,6 +59,9 @@ class TrainSettings:
     gate_init: float = _setting(10.0, "mean of the initial log_alpha")
     gate_init_ffn: float = _setting(0.0, "the same for FFN units")
     mask_families: tuple[str, ...] = _setting(FAMILIES, "which families are pruned")
+    align: Literal[1, 8, 16, 32, "auto"] = _setting(
+        1, "hidden size and FFN widths are multiples of so many; auto: of 16"
+    )
     sparsity_schedule: Literal["linear", "cubic"] = _setting("linear", "shape of the warm-up")
     lr_warmup: float = _setting(0.06, "share of a stage in which the learning rate rises")
     weight_decay: float = _setting(0.0, "AdamW weight decay")
@@ -70,6 +76,9 @@ class TrainSettings:
     )
     teacher_layers: int = _setting(4, "how many teacher layers are learnt from")
     cache_gib: float = _setting(6.0, "largest cache of teacher outputs on disk; 0: none")
+    checkpoint_seconds: float = _setting(
+        120.0, "seconds between two checkpoints; 0: one after every step"
+    )
     evaluations: int = _setting(4, "evaluations on the selection split in each stage")
     precision: Precision = _setting(
         "auto", "auto: bf16 where the hardware multiplies it, else fp32"
@@ -90,9 +99,14 @@ class TrainSettings:
         if problems:
             raise ConfigError("; ".join(problems))
 
+    @property
+    def multiple(self) -> int:
+        """What hidden size and FFN widths are multiples of."""
+        return AUTO_ALIGN if self.align == "auto" else self.align
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for run.json."""
-        return dataclasses.asdict(self)
+        """Plain values, for run.json; what was left to us is decided."""
+        return {**dataclasses.asdict(self), "align": self.multiple}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainSettings:
@@ -238,7 +252,7 @@ def _convert(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 def _converted(value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
-        if value not in typing.get_args(hint):
+        if isinstance(value, bool) or value not in typing.get_args(hint):
             raise ValueError(value)
         return value
     if origin is tuple:
@@ -285,6 +299,7 @@ _NOT_NEGATIVE = (
     "layer_weight",
     "label_weight",
     "cache_gib",
+    "checkpoint_seconds",
     "train_limit",
     "validation_limit",
 )

@@ -13,6 +13,7 @@ CofiDeployError                 exit 1
 │   ├── CheckpointError         model weights or training state
 │   └── RepositoryError         a Triton model repository
 ├── DivergedError               NaN or exploding loss
+├── PeerError                   another of the processes that train together failed
 ├── ExportError                 an artifact could not be made, or differs from its source
 │   └── EngineBuildError        TensorRT refused the network
 └── RunnerError                 a runtime could not open or run an artifact
@@ -88,6 +89,15 @@ class BudgetError(UsageError):
 
 class DivergedError(CofiDeployError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class PeerError(CofiDeployError):
+    """Another of the processes that train together failed; carries its message and exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """What the other process would print, and the code that it exits with."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ExportError(CofiDeployError):

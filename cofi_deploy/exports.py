@@ -7,7 +7,7 @@ a directory. Goes out: an `ExportManifest` whose files have been compared with t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ class TextParity:
 
     ``metric`` is the artifact's and ``metric_pytorch`` PyTorch's, with the whole vocabulary, on the
     same examples, which were held out from training; both are None where the text has no labels.
-    ``max_abs_logit_diff`` is None where a cut vocabulary gave other tokens.
+    Both differences are None where a cut vocabulary gave other tokens; the mean is over all logits.
     """
 
     source: str
@@ -38,6 +38,7 @@ class TextParity:
     metric_name: str | None = None
     metric: float | None = None
     metric_pytorch: float | None = None
+    mean_abs_logit_diff: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class ExportParity:
     ``max_abs_logit_diff`` is in the unit of the logits, ``agreement`` the share of equal
     predictions, ``sentences`` how many inputs were compared, ``runtime`` what computed them.
     ``max_abs_padding_diff`` is how far the artifact's own answer to a sentence moves when it is
-    padded beside others; None in files of earlier versions.
+    padded beside others, ``mean_abs_logit_diff`` the mean over all logits; both are None in files
+    of earlier versions.
     ``text`` is there when a lossy format was made with text of the task at hand.
     """
 
@@ -56,7 +58,48 @@ class ExportParity:
     sentences: int
     runtime: str
     max_abs_padding_diff: float | None = None
+    mean_abs_logit_diff: float | None = None
     text: TextParity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionChoice:
+    """How `export --tune` found that an artifact runs fastest; the key ``session``.
+
+    ``runtime`` is the one that it was measured in, and that obeys it. ``threads`` None means the
+    physical cores. ``settings`` have the runtime's own names, so that others can apply them:
+    `ONNXRUNTIME_SETTINGS` or `OPENVINO_SETTINGS`.
+    """
+
+    runtime: str
+    threads: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The settings that are searched, with the values that are read from files: an export.json may tune
+# a session and nothing else.
+ONNXRUNTIME_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "graph_optimization_level": (
+        "ORT_DISABLE_ALL",
+        "ORT_ENABLE_BASIC",
+        "ORT_ENABLE_EXTENDED",
+        "ORT_ENABLE_ALL",
+    ),
+    "enable_mem_pattern": (False, True),
+    "session.intra_op.allow_spinning": ("0", "1"),
+    "session.set_denormal_as_zero": ("0", "1"),
+    "disabled_optimizers": (
+        "AttentionFusion",
+        "BiasGeluFusion",
+        "EmbedLayerNormFusion",
+        "GeluFusion",
+        "SkipLayerNormFusion",
+    ),
+}
+OPENVINO_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "INFERENCE_PRECISION_HINT": ("f32", "bf16"),
+    "ENABLE_HYPER_THREADING": (False, True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +120,8 @@ class ExportManifest:
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     size_by_part: Mapping[str, int]  # bytes; empty where an artifact's parts cannot be told apart
+    session: SessionChoice | None = None
+    tuned_for: str | None = None  # the operating point of `export --tune --for`
 
 
 def check_export(directory: Path) -> ExportManifest:
@@ -116,10 +161,18 @@ def read_manifest(directory: Path) -> ExportManifest:
         ) from error
 
 
+def read_tuning(directory: Path) -> Mapping[str, Any] | None:
+    """What `export --tune` tried, as it was written; None where an artifact was not tuned."""
+    tuning: Mapping[str, Any] | None = read_json(directory / MANIFEST).get("tuning")
+    return tuning
+
+
 def rebuild_command(manifest: ExportManifest) -> str:
     """The command line that makes the artifact again from its source."""
     command = f"cofi-deploy export {manifest.source_path} --format {manifest.format}"
-    if manifest.precision != "fp32":
+    if manifest.tuned_for is not None:
+        command += f" --tune --for {manifest.tuned_for}"
+    elif manifest.precision != "fp32":
         command += f" --precision {manifest.precision}"
     if "calibration" in manifest.options:
         command += f" --calibration {manifest.options['calibration']}"
@@ -155,7 +208,33 @@ def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:
         versions=dict(data["versions"]),
         options=dict(data["options"]),
         size_by_part=dict(data.get("size_by_part", {})),
+        session=_session(directory / MANIFEST, data.get("session")),
+        tuned_for=data.get("tuning", {}).get("for"),
     )
+
+
+def _session(path: Path, data: Mapping[str, Any] | None) -> SessionChoice | None:
+    """The key ``session``, which may say nothing but what is searched.
+
+    Raises:
+        ArtifactError: A setting or value that is none of ours.
+    """
+    if data is None:
+        return None
+    session = SessionChoice(**data)
+    by_runtime = {"onnxruntime-cpu": ONNXRUNTIME_SETTINGS, "openvino": OPENVINO_SETTINGS}
+    known = by_runtime.get(session.runtime, {})
+    for name, value in session.settings.items():
+        values = value if isinstance(value, list) else [value]
+        if name not in known or any(each not in known[name] for each in values):
+            raise ArtifactError(
+                f"{str(path)!r} has session setting {name}={value!r} for {session.runtime!r}, "
+                f"allowed: {', '.join(known) or 'none'} with the values of `export --tune`; "
+                "export the model again"
+            )
+    if session.threads is not None and session.threads < 1:
+        raise ArtifactError(f"{str(path)!r} has {session.threads} threads, allowed: 1 and up")
+    return session
 
 
 def _parity(data: Mapping[str, Any]) -> ExportParity:

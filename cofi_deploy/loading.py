@@ -105,6 +105,12 @@ def read_dense_arch(path: Path | str) -> Arch:
     return arch_from_config(read_json(resolve(path) / "config.json"))
 
 
+def read_arch(path: Path | str) -> Arch:
+    """`Arch` of a compact model, a dense checkpoint or an export, from its config.json alone."""
+    config = read_json(resolve(path) / "config.json")
+    return Arch.from_json(config["arch"]) if "arch" in config else arch_from_config(config)
+
+
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """Fast tokenizer of a model directory or hub id, without padding or truncation of its own.
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from cofi_deploy.config import RECIPES, TrainSettings, load_recipe, resolve_settings
+from cofi_deploy.config import AUTO_ALIGN, RECIPES, TrainSettings, load_recipe, resolve_settings
 from cofi_deploy.errors import ConfigError
 
 LARGE, SMALL = 100_000, 3_000
@@ -171,6 +171,21 @@ def test_an_unreadable_file_is_named(tmp_path, content):
 
 def test_every_setting_has_a_help_text():
     assert all(entry.metadata["help"] for entry in dataclasses.fields(TrainSettings))
+
+
+@pytest.mark.parametrize(("asked", "multiple"), [("auto", AUTO_ALIGN), (16, 16), (None, 1)])
+def test_a_multiple_that_is_left_to_us_is_decided_before_it_is_saved(asked, multiple):
+    settings = resolved(overrides={"align": asked})
+    assert settings.multiple == multiple
+    assert settings.to_json()["align"] == multiple
+    assert TrainSettings.from_json(settings.to_json()).multiple == multiple
+
+
+@pytest.mark.parametrize("asked", [12, True, "16"])
+def test_other_multiples_are_refused(asked):
+    words = f"align is {asked!r}, expected one of 1, 8, 16, 32, 'auto'"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        resolved(overrides={"align": asked})
 
 
 def test_settings_come_back_from_run_json():

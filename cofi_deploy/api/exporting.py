@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +13,11 @@ from typing import Any, Literal, TypedDict
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.run_task import task_of_run
 from cofi_deploy.api.triton_settings import triton_options
+from cofi_deploy.api.tuning import TuningRequest
+from cofi_deploy.api.tuning import tune as tuned
+from cofi_deploy.api.tuning_flags import check_tuned, may_fix_shape, tuning_target
 from cofi_deploy.api.versions import add_to_repository
+from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
 from cofi_deploy.export.calibration import (
     CalibrationText,
@@ -21,13 +27,15 @@ from cofi_deploy.export.calibration import (
 from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
 from cofi_deploy.export.numerics import Precision
-from cofi_deploy.export.onnx import DEFAULT_OPSET, export_onnx
+from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
+from cofi_deploy.export.opsets import DEFAULT_OPSETS
 from cofi_deploy.export.tensorrt import export_tensorrt
 from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
-from cofi_deploy.exports import EXPORT_FORMATS, check_export
+from cofi_deploy.exports import EXPORT_FORMATS, check_export, read_tuning
+from cofi_deploy.loading import read_arch
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -54,9 +62,13 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     precision: Precision = "fp32",
     calibration: Path | None = None,
     shrink_embeddings: bool = False,
+    align: int | None = None,
     batch_size: Triple | None = None,
     seq_len: Triple | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
+    tune: bool = False,
+    target: str | None = None,
+    max_drop: float | None = None,
     output: Path | None = None,
     backend: str | None = None,
     flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
@@ -76,11 +88,16 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         calibration: Text, one in each line, that lossy numbers are fitted to and judged on; by
             default the data of the run.
         shrink_embeddings: Keep half of the vocabulary, and all that this text needs.
+        align: What hidden size and FFN widths must be multiples of, as `train` cut them.
         batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
             by default `BATCH_SIZE`.
         seq_len: The same for tokens: TensorRT's profile, by default `SEQ_LEN`, and the lengths that
             Triton warms up.
-        opset: ONNX operator set.
+        opset: ONNX operator set; by default that of `DEFAULT_OPSETS` for the format.
+        tune: Try several graphs and ways of opening them, and keep the fastest that is right.
+        target: Where it is tuned for, such as `onnxruntime-cpu@1x128`.
+        max_drop: Points of the metric that the tuned artifact may lose on held-out text; by
+            default as much as any lossy export.
         output: Directory to write; by default `exports/<name>/<format>`.
         backend: Of a Triton repository; by default onnxruntime.
         flavour: Of a TensorRT engine.
@@ -115,12 +132,27 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
     )
+    point = tuning_target(tune, target, format)
+    check_tuned(point, {"--precision": precision != "fp32", "--opset": opset}, max_drop)
     place = find_model(model)
-    target = output or place.exports / format
+    if align is not None:
+        _check_aligned(place.model, align)
+    directory = output or place.exports / format
+    if point is not None:
+        text = _text(place, calibration)
+        request = TuningRequest(
+            model=place.model,
+            point=point,
+            text=text,
+            shrink_embeddings=shrink_embeddings,
+            max_drop=max_drop,
+            may_fix_shape=may_fix_shape(point, batch_size, seq_len),
+        )
+        return _export_tuned(request, directory)
     if format == "trt":
         return export_tensorrt(
             place.model,
-            target,
+            directory,
             batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len or SEQ_LEN,
             precision="fp16" if precision == "fp16" else "fp32",
@@ -139,14 +171,23 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             kserve=kserve,
         )
         service = _Service(name=name, options=options, plans=plans, url=url, kserve=kserve)
-        return _export_service(place.model, service, target, repository)
+        return _export_service(place.model, service, directory, repository)
     text = _text(place, calibration) if precision != "fp32" or shrink_embeddings else None
     lossy: _Lossy = {"precision": precision, "text": text, "shrink_embeddings": shrink_embeddings}
     if format == "onnx":
-        return export_onnx(place.model, target, opset=opset, **lossy)
+        return export_onnx(place.model, directory, opset=opset or DEFAULT_OPSETS["onnx"], **lossy)
     return export_openvino(
-        place.model, target, shape=_fixed_shape(batch_size, seq_len or SEQ_LEN), **lossy
+        place.model, directory, shape=_fixed_shape(batch_size, seq_len or SEQ_LEN), **lossy
     )
+
+
+def _export_tuned(request: TuningRequest, output: Path) -> Path:
+    with (
+        tempfile.TemporaryDirectory(prefix="cofi-deploy-tune-") as folder,
+        atomic_directory(output) as directory,
+    ):
+        shutil.copytree(tuned(request, Path(folder)), directory, dirs_exist_ok=True)
+    return output
 
 
 class _Lossy(TypedDict):
@@ -199,8 +240,25 @@ def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -
         raise UsageError(f"{given[0]} is for --format onnx and openvino, got {format}{also}")
 
 
-def _check_opset(format: str, opset: int) -> None:
-    if format == "onnx" or opset == DEFAULT_OPSET:
+def _check_aligned(model: Path, multiple: int) -> None:
+    """Widths are chosen where the pruned units are still there, so an export can only look.
+
+    Raises:
+        UsageError: A width that is no multiple, and how to train one that is.
+    """
+    arch = read_arch(model)
+    widths = {"hidden size": arch.hidden}
+    widths |= {f"FFN of layer {at}": layer.ffn for at, layer in enumerate(arch.layers, start=1)}
+    others = [f"{name} {width}" for name, width in widths.items() if width % multiple]
+    if others:
+        raise UsageError(
+            f"--align {multiple}: {str(model)!r} has {', '.join(others)}, and the units that it "
+            f"lost are gone; train it with: cofi-deploy train --align {multiple}"
+        )
+
+
+def _check_opset(format: str, opset: int | None) -> None:
+    if format == "onnx" or opset is None or opset == DEFAULT_OPSETS[format]:
         return
     onnx_first = (
         f"; run: cofi-deploy export [MODEL] --format onnx --opset {opset}, then "
@@ -264,9 +322,15 @@ def _triton_name(place: Place) -> str:
 def exported(directories: Mapping[str, Path]) -> dict[str, Any]:
     """JSON that `export` prints: where each artifact lies and what was checked."""
     return {
-        name: {"directory": str(path), "parity": _parity(path)}
+        name: {"directory": str(path), "parity": _parity(path), **_tuning(path)}
         for name, path in directories.items()
     }
+
+
+def _tuning(directory: Path) -> dict[str, Any]:
+    """What was tried; nothing where nothing was."""
+    tuning = read_tuning(directory)
+    return {} if tuning is None else {"tuning": tuning}
 
 
 def _parity(directory: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shlex
 import time
@@ -22,8 +23,10 @@ from cofi_deploy.task_names import SQUAD_NAMES, check_task_arguments
 from cofi_deploy.tasks import Task
 from cofi_deploy.train.checks import checked_teacher
 from cofi_deploy.train.pipeline import Pipeline
+from cofi_deploy.train.processes import is_main, joined, on_main, together, world_size
 
 
+@joined()
 def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     task: str = "",
     *,
@@ -34,6 +37,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     columns: Mapping[str, str] | None = None,
     sparsity: float | Sequence[float] | None = None,
     parameters: int | None = None,
+    align: int | str | None = None,
     recipe: str = "balanced",
     config: Path | None = None,
     max_length: int | None = None,
@@ -45,6 +49,9 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
 ) -> Path:
     """Fine-tune or take a teacher, prune with distillation, cut, fine-tune the small model.
 
+    Under `torchrun` or `accelerate launch`, all processes call it with the same arguments and
+    share every batch; the first one writes the run directory, which all must be able to read.
+
     Args:
         task: One of `cofi_deploy.task_names.TASK_NAMES`.
         model: Dense checkpoint, hub id or directory, of a supported family; by default the
@@ -55,6 +62,7 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         columns: Column names of ``data`` where they cannot be guessed.
         sparsity: Share of the encoder to prune, or several for a family from one run.
         parameters: Budget as a number of encoder parameters, in place of a sparsity.
+        align: 8, 16 or 32: hidden size and FFN widths become multiples of it; or `auto`.
         recipe: `paper`, `balanced`, `fast` or `smoke`.
         config: TOML file of settings; wins over the recipe.
         max_length: Longest sequence in tokens.
@@ -72,12 +80,14 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         CofiDeployError: See errors.py; data and budget are checked before anything is trained.
     """
     if resume is not None:
-        return _resume(run_to_resume(resume))
+        return _resume(on_main(lambda: run_to_resume(resume)))
     check_task_arguments(task, data_dir=data_dir, data=data, columns=columns)
     model = str(model or teacher or DEFAULT_MODEL)
     given = {
         **(overrides or {}),
-        **_settings_given(sparsity, max_length=max_length, precision=precision, seed=seed),
+        **_settings_given(
+            sparsity, align=align, max_length=max_length, precision=precision, seed=seed
+        ),
     }
 
     def settings_for(rows: int) -> TrainSettings:
@@ -98,21 +108,30 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
 
     # A typing error in the settings is answered before any data is read.
     arguments = arguments_for(settings_for(0))
-    loaded, source = _open_sources(arguments, model)
+    with together():
+        loaded, source = _open_sources(arguments, model)
     if parameters is not None:
         given["sparsities"] = (_sparsity_of(parameters, source),)
     settings = settings_for(len(loaded.splits["train"]))
     if arguments_for(settings) != arguments:  # a table for small tasks names them
         arguments = arguments_for(settings)
-        loaded = arguments.load()
-    run = output or _run_directory(task, settings)
-    check_new_run(run)
-    pipeline = _pipeline(run, loaded, settings, model=source, teacher=teacher)
-    _begin(run, arguments, pipeline, model=model, teacher=teacher, recipe=recipe)
+        with together():
+            loaded = arguments.load()
+    run = on_main(lambda: _new_run(output or _run_directory(task, settings)))
+    with together():
+        pipeline = _pipeline(run, loaded, settings, model=source, teacher=teacher)
+    on_main(lambda: _begin(run, arguments, pipeline, model=model, teacher=teacher, recipe=recipe))
     return _run(pipeline)
 
 
 def _resume(run: Path) -> Path:
+    with together():
+        pipeline = _pipeline_of(run)
+    return _run(pipeline)
+
+
+def _pipeline_of(run: Path) -> Pipeline:
+    """What the run began with, opened again."""
     settings = TrainSettings.from_json(run_entry(run, "settings"))
     loaded = task_of_run(run).load()
     fingerprint = run_entry(run, "data_fingerprint")
@@ -122,7 +141,12 @@ def _resume(run: Path) -> Path:
             f"{fingerprint[:12]}); restore it, or start a new run"
         )
     model, teacher = str(resolve(run_entry(run, "model"))), run_entry(run, "teacher")
-    return _run(_pipeline(run, loaded, settings, model=model, teacher=teacher))
+    return _pipeline(run, loaded, settings, model=model, teacher=teacher)
+
+
+def _new_run(run: Path) -> Path:
+    check_new_run(run)
+    return run
 
 
 def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
@@ -198,28 +222,31 @@ def _absolute(model: Path | str) -> str:
 
 def _run(pipeline: Pipeline) -> Path:
     run = pipeline.run
-    with lock_directory(run):
-        _update(run, state="running", error=None)
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(lock_directory(run)))
+        on_main(lambda: _update(run, state="running", error=None, processes=world_size()))
         began = time.monotonic() - (read_json(run / "run.json").get("wall_s") or 0.0)
         try:
             result = pipeline.train()
+            on_main(lambda: _finish(run, result, began))
         except KeyboardInterrupt:
-            _update(
-                run,
-                state="failed",
-                error="interrupted; continue with --resume",
-                wall_s=round(time.monotonic() - began, 1),
-            )
+            _fail(run, "interrupted; continue with --resume", began)
             raise
         except Exception as error:
-            _update(
-                run, state="failed", error=str(error), wall_s=round(time.monotonic() - began, 1)
-            )
+            _fail(run, str(error), began)
             raise
-        _update(run, result=result, wall_s=round(time.monotonic() - began, 1))
-        write_cards(run)
-        _update(run, state="done")
     return run
+
+
+def _finish(run: Path, result: Mapping[str, Any], began: float) -> None:
+    _update(run, result=result, wall_s=round(time.monotonic() - began, 1))
+    write_cards(run)
+    _update(run, state="done")
+
+
+def _fail(run: Path, error: str, began: float) -> None:
+    if is_main():
+        _update(run, state="failed", error=error, wall_s=round(time.monotonic() - began, 1))
 
 
 def _update(run: Path, **values: Any) -> None:

@@ -47,7 +47,7 @@ def onnx_from_model(
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     _check_size(weights, numerics.precision)
     graph = GraphBuilder(weights, opset=opset, numerics=numerics)
-    states = _encoder(graph, model.arch)
+    states = _encoder(graph, model.arch, model.kind)
     _head(graph, states, model.arch, model.kind)
     labels = weights["classifier.weight"].shape[0]
     return _model_proto(graph, model.kind, labels)
@@ -62,19 +62,31 @@ def _check_size(weights: Mapping[str, Array], precision: Precision) -> None:
         )
 
 
-def _encoder(graph: GraphBuilder, arch: Arch) -> str:
+def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
     x = _embeddings(graph, arch)
     with graph.sublayer("mask"):
         bias = _attention_bias(graph)
+    # What follows the last attention is computed token by token, and a pooler reads the first token
+    # alone: at 95 %, where few sublayers are left, this is up to half of the work.
+    last = None if is_per_token(kind) else arch.last_attention
+    if last == -1:
+        x = _first_token(graph, x, "encoder.embeddings")
     for index, layer in enumerate(arch.layers):
         module = f"encoder.layers.{index}"
         if layer.heads:
             with graph.sublayer(f"{module}.attention"):
-                x = _attention(graph, graph.enter(x), graph.enter(bias), arch, index)
+                x, bias_in = graph.enter(x), graph.enter(bias)
+                x = _attention(graph, x, bias_in, arch, index, is_last=index == last)
         if layer.ffn:
             with graph.sublayer(f"{module}.ffn"):
                 x = _ffn(graph, graph.enter(x), f"{module}.ffn", arch)
     return x
+
+
+def _first_token(graph: GraphBuilder, x: str, module: str) -> str:
+    """(batch, sequence, hidden) -> (batch, 1, hidden)."""
+    first = graph.integers("first_token", [0])
+    return graph.node("Gather", [x, first], f"{module}.first_token", axis=1)
 
 
 def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
@@ -133,7 +145,10 @@ def _attention_bias(graph: GraphBuilder) -> str:
     return graph.node("Mul", [padding, graph.number("masked_score", MASKED_SCORE)], "mask.bias")
 
 
-def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -> str:
+def _attention(
+    graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int, *, is_last: bool
+) -> str:
+    """Attention with residual and LayerNorm; where ``is_last``, of the first token to all."""
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
     split = graph.integers(f"split_{heads}_heads", [0, 0, heads, size])
@@ -144,7 +159,8 @@ def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -
         return graph.node("Transpose", [states], f"{module}.{name}.heads", perm=perm)
 
     scale = graph.number("query_scale", 1.0 / math.sqrt(size))
-    query = graph.linear(x, f"{module}.query")
+    asking = _first_token(graph, x, module) if is_last else x
+    query = graph.linear(asking, f"{module}.query")
     # Scaling the query before the product lets TensorRT find its fused attention kernel.
     query = graph.node("Mul", [query, scale], f"{module}.query.scaled")
     query = heads_of("query", query, (0, 2, 1, 3))  # (batch, heads, sequence, head_size)
@@ -157,7 +173,7 @@ def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -
     context = graph.node("Transpose", [context], f"{module}.context.rows", perm=(0, 2, 1, 3))
     context = graph.node("Reshape", [context, merge], f"{module}.context.merged")
     out = graph.linear(context, f"{module}.output")
-    out = graph.node("Add", [out, x], f"{module}.residual")
+    out = graph.node("Add", [out, asking], f"{module}.residual")
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 

@@ -17,8 +17,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.arch import Arch
-from cofi_deploy.artifacts import checksums, sha256_file, write_json
-from cofi_deploy.exports import MANIFEST, ExportFormat, ExportManifest, ExportParity
+from cofi_deploy.artifacts import checksums, read_json, sha256_file, write_json
+from cofi_deploy.exports import (
+    MANIFEST,
+    ExportFormat,
+    ExportManifest,
+    ExportParity,
+    SessionChoice,
+)
 from cofi_deploy.families import config_from_arch
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import label_names, load, load_tokenizer, resolve, save_tokenizer
@@ -134,6 +140,27 @@ def write_manifest(  # noqa: PLR0913 - the entries of the file
             "files": checksums(directory, exclude=frozenset({MANIFEST})),
         },
     )
+
+
+def write_tuning(
+    directory: Path,
+    session: SessionChoice,
+    tuning: Mapping[str, Any],
+    parity: ExportParity | None = None,
+) -> None:
+    """Add to an `export.json` how its artifact is opened, and why: what was tried.
+
+    Args:
+        directory: A finished export.
+        session: What its runtime obeys.
+        tuning: The operating point as ``for``, and what is for the reader alone.
+        parity: Of this session, where it may answer otherwise than the one of the export.
+    """
+    document = read_json(directory / MANIFEST)
+    keys: dict[str, Any] = {"session": asdict(session), "tuning": dict(tuning)}
+    if parity is not None:
+        keys["parity"] = asdict(parity)
+    write_json(directory / MANIFEST, {**document, **keys})
 
 
 def _labels(model: CofiPreTrainedModel) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import onnxruntime
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import atomic_directory
-from cofi_deploy.errors import ConfigError, ExportError
+from cofi_deploy.errors import ExportError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows, text_options
 from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.graph_builder import WORDS
@@ -31,6 +31,7 @@ from cofi_deploy.export.manifest import (
     write_manifest,
 )
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
+from cofi_deploy.export.opsets import DEFAULT_OPSET, check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
@@ -41,8 +42,6 @@ from cofi_deploy.model import CofiPreTrainedModel
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-DEFAULT_OPSET = 17
-OPSETS = range(17, 22)
 METADATA_PREFIX = "cofi_deploy."
 
 _RUNTIME = "onnxruntime-cpu"
@@ -65,7 +64,7 @@ def export_onnx(
     Args:
         model_dir: Compact model, dense checkpoint, or the hub id of one.
         output: Directory to write; an existing one is replaced as a whole.
-        opset: ONNX operator set; 20 and later have Gelu as one node.
+        opset: ONNX operator set, see `opsets.py`; 20 and later have Gelu as one node.
         precision: See `numerics.Numerics`. int8 is made for CPUs; fp16 for devices that compute in
             it, a CPU gains the size only; bf16 halves the file alone.
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
@@ -83,8 +82,7 @@ def export_onnx(
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     check_precision(precision)
-    if opset not in OPSETS:
-        raise ConfigError(f"opset is {opset}, allowed: {OPSETS.start} to {OPSETS.stop - 1}")
+    check_opset(opset)
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
     source, model = opened.source, opened.model
     rows = calibration_rows(source, text)

@@ -26,6 +26,7 @@ from cofi_deploy.export.manifest import (
 from cofi_deploy.export.numerics import Precision, check_precision
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
 from cofi_deploy.export.onnx import open_for_export, write_onnx
+from cofi_deploy.export.opsets import DEFAULT_OPSETS
 from cofi_deploy.export.parity import (
     RELATIVE_TOLERANCE,
     TOLERANCE,
@@ -99,7 +100,8 @@ def export_openvino(
     )
     with atomic_directory(output) as directory:
         onnx_file = directory / ONNX_FILE
-        write_onnx(source, model, onnx_file, numerics=numerics)
+        opset = DEFAULT_OPSETS["openvino"]
+        write_onnx(source, model, onnx_file, opset=opset, numerics=numerics)
         ir = _ir_from_onnx(openvino, onnx_file, source)
         # Matrices that the conversion made fp32 of lose nothing: fp16 has more bits than bf16.
         is_half = precision in {"fp16", "bf16"}

@@ -101,6 +101,7 @@ def check_parity(
         sentences=len(rows),
         runtime=runtime,
         max_abs_padding_diff=largest_difference(alone, padded),
+        mean_abs_logit_diff=mean_difference([*expected, *expected], [*alone, *padded]),
     )
 
 
@@ -162,6 +163,16 @@ def _cut(outputs: Outputs, index: int, length: int, kind: TaskKind) -> Outputs:
     """One row of a padded batch, without its padding."""
     rows = {name: array[index : index + 1] for name, array in outputs.items()}
     return {name: row[:, :length] for name, row in rows.items()} if is_per_token(kind) else rows
+
+
+def mean_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float:
+    """Mean absolute difference over all logits; NaN when any output is not a number."""
+    differences = [
+        np.abs(row[name] - other[name].astype(np.float32)).ravel()
+        for row, other in zip(expected, got, strict=True)
+        for name in row
+    ]
+    return float(np.concatenate(differences).mean(dtype=np.float64))
 
 
 def largest_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float:

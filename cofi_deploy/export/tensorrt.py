@@ -32,8 +32,9 @@ from cofi_deploy.export.manifest import (
     write_config_and_tokenizer,
     write_manifest,
 )
-from cofi_deploy.export.onnx import DEFAULT_OPSET, write_onnx
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
+from cofi_deploy.export.onnx import write_onnx
+from cofi_deploy.export.opsets import DEFAULT_OPSETS
 from cofi_deploy.exports import ExportParity
 
 __all__ = ["check_engine", "choose_flavour", "export_tensorrt"]
@@ -89,7 +90,8 @@ def export_tensorrt(
         # Attention is fused in half precision only where its softmax is, too.
         rows = calibration_rows(source, None)
         numerics = choose_numerics(model, precision, rows, fp32_softmax=False)
-        parity = write_onnx(source, model, onnx_file, numerics=numerics)
+        opset = DEFAULT_OPSETS["trt"]
+        parity = write_onnx(source, model, onnx_file, opset=opset, numerics=numerics)
         engine = build_engine(
             onnx_file,
             flavour=chosen,
@@ -211,7 +213,7 @@ def _write_manifest(
         precision=precision,
         parity=parity,
         options={
-            "opset": DEFAULT_OPSET,
+            "opset": DEFAULT_OPSETS["trt"],
             "flavour": flavour,
             "batch_size": [batch for batch, _ in shapes],
             "seq_len": [length for _, length in shapes],

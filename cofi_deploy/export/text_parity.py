@@ -29,6 +29,7 @@ from cofi_deploy.export.parity import (
     is_same_answer,
     largest_difference,
     largest_value,
+    mean_difference,
     torch_outputs,
 )
 from cofi_deploy.exports import ExportParity, TextParity
@@ -126,16 +127,19 @@ def _on_task(runs: _Runs, task: Task, source: str, precision: Precision) -> Text
         predict_split(run, split, kind=task.kind, batch_size=32)
         for (run, _), split in zip(runs, encoded, strict=True)
     ]
+    expected, got = outputs
+    comparable = _is_comparable(expected, got)
     both = list(zip(encoded, outputs, strict=True))
     scores = [task.score(split, each)[task.metric_name] for split, each in both]
     predictions = [task.predictions(split, each) for split, each in both]
-    tolerance = RELATIVE_TOLERANCE[precision] * largest_value(outputs[0])
+    tolerance = RELATIVE_TOLERANCE[precision] * largest_value(expected)
     examples = len(encoded[0].examples)
     return TextParity(
         source=f"{examples} examples held out of the {source}",
         examples=examples,
         agreement=_agreement(predictions[0], predictions[1], tolerance),
-        max_abs_logit_diff=_difference(outputs[0], outputs[1]),
+        max_abs_logit_diff=largest_difference(expected, got) if comparable else None,
+        mean_abs_logit_diff=mean_difference(expected, got) if comparable else None,
         metric_name=task.metric_name,
         metric=scores[1],
         metric_pytorch=scores[0],
@@ -153,11 +157,13 @@ def _on_plain_text(runs: _Runs, yardstick: Yardstick, precision: Precision) -> T
         is_same_answer(one, other, kind, tolerance)
         for one, other in zip(expected, got, strict=True)
     ]
+    comparable = _is_comparable(expected, got)
     return TextParity(
         source=yardstick.text.source,
         examples=len(expected),
         agreement=float(np.mean(same)),
-        max_abs_logit_diff=_difference(expected, got),
+        max_abs_logit_diff=largest_difference(expected, got) if comparable else None,
+        mean_abs_logit_diff=mean_difference(expected, got) if comparable else None,
     )
 
 
@@ -172,10 +178,10 @@ def _agreement(before: Sequence[Hashable], after: Sequence[Hashable], tolerance:
     return sum(same) / len(same)
 
 
-def _difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float | None:
-    """Largest difference of a logit; None where a cut vocabulary gave other tokens."""
+def _is_comparable(expected: Sequence[Outputs], got: Sequence[Outputs]) -> bool:
+    """Whether both read the same number of tokens; a cut vocabulary may give others."""
     shapes = [[array.shape for row in each for array in row.values()] for each in (expected, got)]
-    return largest_difference(expected, got) if shapes[0] == shapes[1] else None
+    return shapes[0] == shapes[1]
 
 
 def _check(parity: TextParity, precision: Precision, *, is_cut: bool) -> None:

@@ -194,6 +194,7 @@ def _write_configs(folder: Path, name: str, artifact: Artifact) -> None:
         kind=source.kind,
         labels=len(source.labels),
         plans=artifact.plans,
+        session=artifact.session,
     )
     _write_config(folder / CONFIG_FILE, served, options)
     (folder / CONFIGS_FOLDER).mkdir()

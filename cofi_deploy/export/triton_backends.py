@@ -24,6 +24,7 @@ from cofi_deploy.exports import (
     MANIFEST,
     ExportManifest,
     ExportParity,
+    SessionChoice,
     check_export,
     rebuild_command,
 )
@@ -39,6 +40,7 @@ class Artifact:
     parity: ExportParity | None
     options: TritonOptions  # fitted to what the model can take
     plans: tuple[Plan, ...] = ()
+    session: SessionChoice | None = None  # of an ONNX export that was tuned for the CPU
 
 
 def place_version(
@@ -79,6 +81,7 @@ def _place_onnx(model: Path | str, version: Path, options: TritonOptions) -> Art
         precision=manifest.precision,
         parity=manifest.parity,
         options=options,
+        session=manifest.session,
     )
 
 

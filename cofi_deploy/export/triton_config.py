@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
+from cofi_deploy.exports import SessionChoice
 from cofi_deploy.kinds import INPUT_NAMES, TaskKind, output_names
 from cofi_deploy.triton_repository import ModelConfig, import_model_config, server_version
 
@@ -24,6 +25,9 @@ FILES = {"onnxruntime": "model.onnx", "python": "model.py", "openvino": "model.x
 
 # Requests of equal length are merged; a text is padded to the next of these.
 LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+# Of Triton's ONNX Runtime backend; without a level it does all that there is.
+_GRAPH_LEVELS = {"ORT_DISABLE_ALL": 2, "ORT_ENABLE_BASIC": -1, "ORT_ENABLE_EXTENDED": 1}
 
 Device = Literal["cpu", "gpu", "auto"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu", "auto")
@@ -134,6 +138,7 @@ class ServedModel:
     kind: TaskKind
     labels: int  # number of classes; 0 for regression and question answering
     plans: tuple[Plan, ...] = ()  # for backend tensorrt; all have equally many profiles
+    session: SessionChoice | None = None  # of a tuned ONNX export
 
 
 def model_config(model: ServedModel, options: TritonOptions) -> ModelConfig:
@@ -222,6 +227,23 @@ def _add_instances(
         group.profile.extend(str(index) for index in range(len(model.plans[0].profiles)))
     for key, value in _thread_parameters(options).items():
         config.parameters[key].string_value = value
+    if model.session is not None and options.backend == "onnxruntime" and options.runs_on == "cpu":
+        _add_session(config, model.session, options)
+
+
+def _add_session(config: ModelConfig, session: SessionChoice, options: TritonOptions) -> None:
+    """What the artifact was tuned to, as far as the server's backend knows it.
+
+    It knows neither spinning nor denormals nor single optimisers; threads that were asked for, or
+    that several instances share, stay.
+    """
+    if session.threads is not None and options.threads is None and options.instances == 1:
+        config.parameters["intra_op_thread_count"].string_value = str(session.threads)
+    if session.settings.get("enable_mem_pattern") is False:
+        config.parameters["enable_mem_pattern"].string_value = "0"
+    level = _GRAPH_LEVELS.get(session.settings.get("graph_optimization_level", ""))
+    if level is not None:
+        config.optimization.graph.level = level
 
 
 def _thread_parameters(options: TritonOptions) -> dict[str, str]:

@@ -48,11 +48,13 @@ class Scored:
 class Parity:
     """How closely a runtime answers like PyTorch does with the same weights.
 
-    ``max_abs_logit_diff`` is None where the two read other tokens, as a cut vocabulary may give.
+    The differences are None where the two read other tokens, as a cut vocabulary may give; the mean
+    is over every logit of every feature.
     """
 
     agreement: float
     max_abs_logit_diff: float | None
+    mean_abs_logit_diff: float | None
 
 
 def score_split(
@@ -75,7 +77,7 @@ def score_split(
     wall_s = time.perf_counter() - start
     not_finite = tuple(at for at, row in enumerate(outputs) if not _is_finite(row))
     for at in not_finite:
-        outputs[at] = {name: _finite(array) for name, array in outputs[at].items()}
+        outputs[at] = {name: finite(array) for name, array in outputs[at].items()}
     return Scored(
         outputs=outputs,
         predictions=task.predictions(encoded, outputs),
@@ -90,6 +92,7 @@ def compare(reference: Scored, other: Scored) -> Parity:
     return Parity(
         agreement=agreement(reference.predictions, other.predictions),
         max_abs_logit_diff=max_abs_logit_diff(reference.outputs, other.outputs),
+        mean_abs_logit_diff=mean_abs_logit_diff(reference.outputs, other.outputs),
     )
 
 
@@ -106,24 +109,36 @@ def disagreements(first: Sequence[Hashable], second: Sequence[Hashable]) -> list
 
 def max_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float | None:
     """Largest absolute difference of any logit of any feature; None where there are others."""
+    differences = _differences(first, second)
+    if differences is None:
+        return None
+    return max((float(each.max()) for each in differences), default=0.0)
+
+
+def mean_abs_logit_diff(first: FeatureOutputs, second: FeatureOutputs) -> float | None:
+    """Mean absolute difference over every logit of every feature; None where there are others."""
+    differences = _differences(first, second)
+    if differences is None:
+        return None
+    total = sum(float(each.sum(dtype=np.float64)) for each in differences)
+    return total / max(sum(each.size for each in differences), 1)
+
+
+def finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values, 0 where one is NaN or infinite."""
+    return np.where(np.isfinite(array), array, 0).astype(array.dtype)
+
+
+def _differences(first: FeatureOutputs, second: FeatureOutputs) -> list[npt.NDArray[Any]] | None:
+    """Absolute difference of each output of each feature; None where the shapes differ."""
     if _shapes(first) != _shapes(second):
         return None
-    return max(
-        (
-            float(np.abs(one[name] - other[name]).max())
-            for one, other in zip(first, second, strict=True)
-            for name in one
-        ),
-        default=0.0,
-    )
+    pairs = zip(first, second, strict=True)
+    return [np.abs(one[name] - other[name]) for one, other in pairs for name in one]
 
 
 def _is_finite(row: Tensors) -> bool:
     return all(bool(np.isfinite(array).all()) for array in row.values())
-
-
-def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.where(np.isfinite(array), array, 0).astype(array.dtype)
 
 
 def _shapes(outputs: FeatureOutputs) -> list[tuple[int, ...]]:

@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import UsageError
+from cofi_deploy.exports import read_manifest
+from cofi_deploy.kinds import TaskKind, is_per_token
 from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
 from cofi_deploy.serve.inputs import Tensors, random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
@@ -127,7 +129,8 @@ def profile(
         )
         wall += [_time_ms(call) for _ in range(count)]
         wall_ms = statistics.median(wall)
-        parts, unfolded_ms, scale = parts_of(runs, wall_ms, _flops(arch, point.batch_size, length))
+        flops = _flops(arch, read_manifest(artifact).kind, point.batch_size, length)
+        parts, unfolded_ms, scale = parts_of(runs, wall_ms, flops)
         return Profile(
             model=label,
             runtime=runner.runtime,
@@ -243,10 +246,11 @@ def _settings(runner: Runner) -> RunnerSettings:
     )
 
 
-def _flops(arch: Arch, batch: int, length: int) -> dict[Place, int]:
-    """Operations of every kept sublayer."""
+def _flops(arch: Arch, kind: TaskKind, batch: int, length: int) -> dict[Place, int]:
+    """Operations of every kept sublayer, as exported graphs compute them."""
     found: dict[Place, int] = {}
-    for index, counted in enumerate(arch.flops_by_sublayer(batch, length)):
+    counts = arch.flops_by_sublayer(batch, length, first_token_only=not is_per_token(kind))
+    for index, counted in enumerate(counts):
         if counted.attention:
             found[Place(index, "attention")] = counted.attention
         if counted.ffn:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime as ort
 
+from cofi_deploy.exports import SessionChoice
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import Tensors
 from cofi_deploy.serve.profile_folding import Node, Place, Run, place_nodes
 from cofi_deploy.serve.runner import RunnerSettings
-from cofi_deploy.serve.runner_onnxruntime import session_options
+from cofi_deploy.serve.runner_onnxruntime import (
+    choice_for,
+    disabled_optimizers,
+    session_options,
+)
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _SUFFIX = "_kernel_time"
@@ -39,40 +44,54 @@ def profiled_runs(
     manifest, path = open_export(artifact, settings.runtime, "onnx", ".onnx")
     check_precision(settings.runtime, settings.precision, (manifest.precision,))
     with tempfile.TemporaryDirectory(prefix="cofi-deploy-profile-") as folder:
-        places = place_nodes(_optimised_nodes(path, settings, Path(folder)))
-        options = session_options(settings.threads)
+        choice = choice_for(manifest, settings.runtime)
+        nodes = optimised_model(path, settings.threads, choice, Path(folder)).graph.node
+        places = place_nodes(_by_name(nodes))
+        options = session_options(settings.threads, choice)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "trace")
-        session = ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+        session = ort.InferenceSession(
+            str(path),
+            options,
+            providers=_PROVIDERS,
+            disabled_optimizers=disabled_optimizers(choice),
+        )
         for _ in range(warmup + runs):
             session.run(None, dict(inputs))
         trace = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return [_folded(events, places) for events in _events_by_run(trace)][-runs:]
 
 
-def _optimised_nodes(path: Path, settings: RunnerSettings, folder: Path) -> dict[str, Node]:
-    """Nodes of the graph that is executed, by their names.
+def optimised_model(
+    path: Path, threads: int, choice: SessionChoice | None, folder: Path
+) -> onnx.ModelProto:
+    """The graph that is executed, without its weights.
 
     Saved by a session of its own: the one that is timed must be as in serving.
     """
     saved = folder / "optimised.onnx"
-    options = session_options(settings.threads)
+    options = session_options(threads, choice)
     options.optimized_model_filepath = str(saved)
     # Weights beside the graph: nobody reads them.
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", _CONSTANTS
     )
-    ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+    ort.InferenceSession(
+        str(path), options, providers=_PROVIDERS, disabled_optimizers=disabled_optimizers(choice)
+    )
     (folder / _CONSTANTS).unlink(missing_ok=True)
-    graph = onnx.load(saved, load_external_data=False).graph
-    writers = {output: node.name for node in graph.node for output in node.output}
+    return onnx.load(saved, load_external_data=False)
+
+
+def _by_name(nodes: Sequence[onnx.NodeProto]) -> dict[str, Node]:
+    writers = {output: node.name for node in nodes for output in node.output}
     return {
         node.name: Node(
             kind=node.op_type,
             names=(node.name, *node.output),
             inputs=tuple(writers[name] for name in node.input if name in writers),
         )
-        for node in graph.node
+        for node in nodes
     }
 
 

@@ -26,6 +26,7 @@ from cofi_deploy.errors import (
     UsageError,
     did_you_mean,
 )
+from cofi_deploy.exports import SessionChoice
 from cofi_deploy.serve.inputs import InputLimits, Tensors, check_inputs
 
 _MODULES = {
@@ -108,13 +109,21 @@ class Runner(Protocol):
 class RunnerSettings:
     """How an artifact is opened; ``precision`` None means that of the artifact.
 
-    ``streams`` threads may call `Session.run` at the same time.
+    ``streams`` threads may call `Session.run` at the same time. Where the caller named no threads,
+    ``threads`` are the physical cores, and an artifact that was tuned may say fewer.
     """
 
     runtime: str
     threads: int
     precision: str | None
     streams: int = 1
+    threads_are_named: bool = True
+
+    def threads_of(self, choice: SessionChoice | None) -> int:
+        """Those to use: what the caller named, else what the artifact was tuned to."""
+        if self.threads_are_named or choice is None or choice.threads is None:
+            return self.threads
+        return min(choice.threads, os.cpu_count() or 1)  # it may be a smaller machine
 
 
 class Session(Protocol):
@@ -183,6 +192,7 @@ def open_runner(
         threads=threads or physical_cores(),
         precision=precision,
         streams=streams,
+        threads_are_named=threads is not None,
     )
     start = time.perf_counter_ns()
     try:
@@ -226,7 +236,8 @@ class _CheckedRunner:
     def __init__(self, settings: RunnerSettings, session: Session, load_ms: float) -> None:
         self._session: Session | None = session
         self.runtime = settings.runtime
-        # A server's threads are what its repository says, whatever is asked for here.
+        # A server's threads are what its repository says, whatever is asked for here; those of a
+        # tuned artifact what it was tuned to, unless asked for.
         self.threads: int = getattr(session, "threads", settings.threads)
         self.precision = session.precision
         self.device = session.device

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from cofi_deploy.errors import RunnerError
+from cofi_deploy.exports import ExportManifest, SessionChoice
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -43,8 +44,13 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OnnxRuntimeSession
     manifest, path = open_export(artifact, settings.runtime, "onnx", ".onnx")
     check_precision(settings.runtime, settings.precision, (manifest.precision,))
     provider = _PROVIDERS[settings.runtime]
+    choice = choice_for(manifest, settings.runtime)
+    threads = settings.threads_of(choice)
     session = ort.InferenceSession(
-        str(path), session_options(settings.threads), providers=[provider]
+        str(path),
+        session_options(threads, choice),
+        providers=[provider],
+        disabled_optimizers=disabled_optimizers(choice),
     )
     if provider not in session.get_providers():
         raise RunnerError(
@@ -53,14 +59,17 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OnnxRuntimeSession
         )
     names = tuple(item.name for item in session.get_inputs())
     limits = InputLimits.from_arch(manifest.arch, names)
-    return OnnxRuntimeSession(session, limits, manifest.precision)
+    return OnnxRuntimeSession(session, limits, manifest.precision, threads)
 
 
 class OnnxRuntimeSession:
     """An open inference session."""
 
-    def __init__(self, session: ort.InferenceSession, limits: InputLimits, precision: str) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, limits: InputLimits, precision: str, threads: int
+    ) -> None:
         """Take an open session."""
+        self.threads = threads
         self._session: ort.InferenceSession | None = session
         self._output_names = [item.name for item in session.get_outputs()]
         self.device = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
@@ -79,7 +88,7 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, choice: SessionChoice | None = None) -> ort.SessionOptions:
     """How every session is opened that is timed or profiled."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -89,4 +98,22 @@ def session_options(threads: int) -> ort.SessionOptions:
     # turn, the idle one's threads would take cores from the one that is timed. Within a run
     # spinning stays as in production; it ends with the run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in ({} if choice is None else choice.settings).items():
+        if name == "graph_optimization_level":
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, value)
+        elif name == "enable_mem_pattern":
+            options.enable_mem_pattern = value
+        elif name.startswith("session."):
+            options.add_session_config_entry(name, value)
     return options
+
+
+def disabled_optimizers(choice: SessionChoice | None) -> list[str]:
+    """Rewritings of the graph that a session is to leave out."""
+    return [] if choice is None else list(choice.settings.get("disabled_optimizers", ()))
+
+
+def choice_for(manifest: ExportManifest, runtime: str) -> SessionChoice | None:
+    """What the artifact was tuned to, where it was for this runtime."""
+    choice = manifest.session
+    return choice if choice is not None and choice.runtime == runtime else None

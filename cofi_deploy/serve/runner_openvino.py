@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cofi_deploy.errors import MissingDependencyError, RunnerError
-from cofi_deploy.exports import ExportManifest
+from cofi_deploy.exports import ExportManifest, SessionChoice
 from cofi_deploy.kinds import is_per_token
 from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.serve.exported import check_precision, open_export
@@ -56,12 +56,13 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     compiled, manifest, precision = compile_export(artifact, settings)
     names = tuple(item.any_name for item in compiled.inputs)
     limits = InputLimits.from_arch(manifest.arch, names)
+    threads = settings.threads_of(manifest.session)
     shape = static_shape(compiled)
     if shape is None:
-        return OpenVinoSession(compiled, limits, precision)
+        return OpenVinoSession(compiled, limits, precision, threads)
     limits = replace(limits, max_positions=shape.length)
     fixed = replace(shape, pad_id=manifest.arch.pad_token_id, per_token=is_per_token(manifest.kind))
-    return OpenVinoSession(compiled, limits, precision, fixed)
+    return OpenVinoSession(compiled, limits, precision, threads, fixed)
 
 
 def compile_export(
@@ -80,6 +81,8 @@ def compile_export(
         raise MissingDependencyError("openvino", "openvino", "runtime 'openvino'") from error
 
     manifest, path = open_export(artifact, settings.runtime, "openvino", ".xml")
+    choice = manifest.session
+    threads = settings.threads_of(choice)
     precision = settings.precision or manifest.precision
     check_precision(settings.runtime, precision, _COMPUTED[manifest.precision])
     if precision == "bf16" and "BF16" not in core.get_property(
@@ -93,13 +96,23 @@ def compile_export(
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": str(settings.streams),
         # The threads of all streams together; a stream has one at the least.
-        "INFERENCE_NUM_THREADS": max(
-            settings.threads, min(settings.threads * settings.streams, physical_cores())
-        ),
+        "INFERENCE_NUM_THREADS": max(threads, min(threads * settings.streams, physical_cores())),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        **_tuned(core, choice, precision == manifest.precision),
         **(extra or {}),
     }
     return core.compile_model(path, _DEVICE, config), manifest, precision
+
+
+def _tuned(
+    core: openvino.Core, choice: SessionChoice | None, is_own_precision: bool
+) -> Mapping[str, Any]:
+    """What the artifact was tuned to; no precision beside another one, or that is not here."""
+    settings = dict({} if choice is None else choice.settings)
+    has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if not (is_own_precision and has_bf16):
+        settings.pop("INFERENCE_PRECISION_HINT", None)
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +169,11 @@ class OpenVinoSession:
         compiled: openvino.CompiledModel,
         limits: InputLimits,
         precision: str,
+        threads: int,
         shape: StaticShape | None = None,
     ) -> None:
         """Take a compiled model, and its shape where it has but one."""
+        self.threads = threads
         self._shape = shape
         self._compiled: openvino.CompiledModel | None = compiled
         # A request serves one caller; each waiting one takes an idle request, or makes its own.

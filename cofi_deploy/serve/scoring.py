@@ -12,10 +12,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cofi_deploy.errors import RunnerError
 from cofi_deploy.serve.accuracy import Scored, compare, score_split
 from cofi_deploy.serve.bench import BenchSettings, OwnEncodings, usable_runtimes
 from cofi_deploy.serve.changed_errors import changed_errors
-from cofi_deploy.serve.runner import open_runner
+from cofi_deploy.serve.padding import padding_invariance
+from cofi_deploy.serve.runner import Runner, open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.serve.triton_text_accuracy import add_text_rows
@@ -101,7 +103,7 @@ def measure_accuracy(
                 result.tests[subject.label, runtime] = test
                 row |= _change_keys(test)
             result.rows.append(row)
-            result.notes.extend(_parity_note(row))
+            result.notes.extend([*_parity_note(row), *_padding_note(row)])
         if runtime == "triton":
             add_text_rows(result, subjects, scoring.task, pairs.examples, scored, reference)
         if runtime == usable[0]:
@@ -169,8 +171,21 @@ def _score(
             "device": runner.device,
             "threads": runner.threads,
             "wall_s": scored.wall_s,
+            **_padding_keys(runner, encoded, scoring),
         }
     return row, scored
+
+
+def _padding_keys(runner: Runner, encoded: EncodedSplit, scoring: Scoring) -> dict[str, Any]:
+    """Nothing where an engine's profiles do not take a single row or the longest length."""
+    try:
+        found = padding_invariance(
+            runner, encoded, kind=scoring.task.kind, batch_size=scoring.batch_size
+        )
+    except RunnerError as error:
+        logger.warning("padding invariance is not measured in %s: %s", runner.runtime, error)
+        return {}
+    return dataclasses.asdict(found)
 
 
 def _parity_keys(reference: Scored | None, answers: Scored) -> dict[str, float]:
@@ -197,4 +212,15 @@ def _parity_note(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{row['model']} in {row['runtime']} at {row['precision']} predicts otherwise than PyTorch "
         f"for {1 - agreement:.1%} of the examples ({detail})"
+    ]
+
+
+def _padding_note(row: Mapping[str, Any]) -> list[str]:
+    if row.get("padding_agreement", 1.0) == 1.0:
+        return []
+    return [
+        f"{row['model']} in {row['runtime']} at {row['precision']} answers otherwise to "
+        f"{1 - row['padding_agreement']:.1%} of {row['padding_examples']} texts when they are "
+        "padded or beside others (largest logit difference "
+        f"{row['padding_max_abs_logit_diff']:.3g})"
     ]

@@ -10,8 +10,22 @@ from cofi_deploy.errors import ConfigError
 from cofi_deploy.loading import label_names, load
 from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.train.alignment import check_alignment
 from cofi_deploy.train.gates import HardConcreteGates
 from cofi_deploy.train.sparsity import check_target_sparsity
+
+
+def check_shares(batch_size: int, processes: int) -> None:
+    """Refuse more processes than a batch has rows.
+
+    Raises:
+        ConfigError: Names both numbers.
+    """
+    if batch_size < processes:
+        raise ConfigError(
+            f"batch_size is {batch_size}, but {processes} processes share each batch; start at "
+            f"most {batch_size} or set batch_size to {processes} or more"
+        )
 
 
 def check_budget(arch: Arch, settings: TrainSettings) -> None:
@@ -19,11 +33,13 @@ def check_budget(arch: Arch, settings: TrainSettings) -> None:
 
     Raises:
         BudgetError: Names the reachable maximum.
+        ConfigError: Widths are to be multiples of more than the model has.
     """
     init = dict.fromkeys(settings.mask_families, 0.0)
     gates = HardConcreteGates(arch.dense, init=init, families=settings.mask_families)
     for target in settings.sparsities:
         check_target_sparsity(target, gates)
+    check_alignment(arch.dense, settings.multiple)
 
 
 def check_encoded(encoded: EncodedSplit, arch: Arch, model: str) -> None:

@@ -22,6 +22,7 @@ from cofi_deploy.folding import Kept, slice_columns
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
 from cofi_deploy.model import MASKED_SCORE
+from cofi_deploy.train.processes import add_up
 
 LayerMatching = Literal["free", "monotonic", "fixed"]
 
@@ -103,6 +104,7 @@ def layer_loss(  # noqa: PLR0913 - a formula's variables
     valid: Bool[Tensor, "batch sequence"],
     alive: Sequence[bool],
     matching: LayerMatching,
+    share: float = 1.0,
 ) -> tuple[Float[Tensor, ""], list[int]]:
     """Mean squared error between matched layers, mean over the teacher's layers.
 
@@ -115,6 +117,8 @@ def layer_loss(  # noqa: PLR0913 - a formula's variables
         alive: Which student layers have a sublayer left; only those can be matched. When none
             has, the last layer's output (then the embeddings') stands for all.
         matching: How to choose among them, see `match_layers`.
+        share: Of the batch's tokens, where processes share it: they choose by the costs of the
+            whole batch, all the same, and their losses add up to its loss.
 
     Returns:
         The loss, and the 0-based student layer matched to each teacher layer.
@@ -127,13 +131,14 @@ def layer_loss(  # noqa: PLR0913 - a formula's variables
         for index in candidates
     ]
     with torch.no_grad():
-        costs = pairwise_mse(list(teacher_states), projected)  # (teacher_layers, candidates)
-    chosen = match_layers(costs, matching)
+        costs = pairwise_mse(list(teacher_states), projected) * share
+        add_up([costs])  # (teacher_layers, candidates)
+    chosen = match_layers(costs.cpu(), matching)  # one copy from a GPU, not one for each layer
     losses = [
         F.mse_loss(projected[index].to(states.dtype), states)
         for index, states in zip(chosen, teacher_states, strict=True)
     ]
-    loss = torch.stack(losses).mean()
+    loss = torch.stack(losses).mean() * share
     return loss, [candidates[index] for index in chosen]
 
 

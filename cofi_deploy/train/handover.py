@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.loading import load, save_compact, write_tensors
 from cofi_deploy.model import CofiPreTrainedModel
+from cofi_deploy.train.alignment import aligned_masks
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.distill import LayerProjection
-from cofi_deploy.train.projection import masks_at_sparsity
 from cofi_deploy.train.stages import Student
 
 _MODEL = "model"
@@ -23,14 +23,21 @@ _PROJECTION = "projection.safetensors"
 
 
 def write_cut(
-    directory: Path, student: Student, target: float, tokenizer: PreTrainedTokenizerBase
+    directory: Path,
+    student: Student,
+    target: float,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    align: int = 1,
 ) -> None:
     """Cut ``student`` at ``target`` sparsity and write what fine-tuning starts from.
+
+    Hidden size and FFN widths are multiples of ``align``.
 
     Raises:
         BudgetError: The masks cannot meet the target.
     """
-    masks = masks_at_sparsity(student.gates, target)
+    masks = aligned_masks(student.gates, target, align)
     save_compact(cut(student.model, masks), tokenizer, directory / _MODEL)
     projection = copy.deepcopy(student.projection)
     projection.cut(masks)

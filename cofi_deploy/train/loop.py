@@ -1,6 +1,8 @@
 """The optimizer loop that all stages share: one step after another, checkpointed, resumable.
 
-A `Stage` says what is trained and what the loss is; `run_stage` does the rest.
+A `Stage` says what is trained and what the loss is; `run_stage` does the rest. Where several
+processes train, they step together: losses and gradients are added up, everything else is done
+alike by all, and the first one logs, scores and saves.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +22,22 @@ from torch.optim import Optimizer
 
 from cofi_deploy.errors import DivergedError
 from cofi_deploy.train.checkpoint import read_state, restore_checkpoint, save_checkpoint
+from cofi_deploy.train.processes import (
+    add_up,
+    any_of,
+    copy_from_main,
+    is_main,
+    known_to_all,
+    on_main,
+    own_random_stream,
+    together,
+    world_size,
+)
 
 if TYPE_CHECKING:
     from cofi_deploy.train.progress import RunProgress
 
 LOG_EVERY = 10
-CHECKPOINT_INTERVAL_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,7 @@ class Pace:
         lr_warmup: Share of a stage's steps in which the learning rate rises.
         max_grad_norm: Gradients of the weights above it are scaled down.
         samples_per_step: For the samples per second that are reported.
+        seed: Of the random numbers of all processes but the first.
         scaler: Loss scaling of fp16, None elsewhere.
     """
 
@@ -44,6 +57,7 @@ class Pace:
     lr_warmup: float
     max_grad_norm: float
     samples_per_step: int
+    seed: int = 0
     scaler: torch.amp.GradScaler | None = None
 
 
@@ -59,6 +73,7 @@ class Stage:
         lr_setting: Name of the setting that holds the peak of that learning rate.
         generators: Random number generators besides torch's own.
         loss: Named losses of a step; ``loss`` is what is minimised. Floats are logged only.
+            Where processes share a batch, what is named ``loss...`` is this process's addend.
         after_step: Called after the optimizers have stepped.
         notes: More to write beside the losses into metrics.jsonl.
         evaluate: Metrics on the selection split; ``metric`` is the primary one.
@@ -111,7 +126,8 @@ class Interruption:
             raise KeyboardInterrupt
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        # A launcher passes on to its processes what the terminal may have told them already.
+        if self.asked and world_size() == 1:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -150,7 +166,7 @@ def run_stage(
     progress: RunProgress,
     *,
     resume: bool = False,
-    interval_s: float = CHECKPOINT_INTERVAL_S,
+    interval_s: float = 120.0,
 ) -> dict[str, float]:
     """Train a stage to its end.
 
@@ -168,7 +184,11 @@ def run_stage(
     Raises:
         DivergedError: Loss or gradients are not finite; the last checkpoint stays.
     """
-    standing = _restore(stage, checkpoint) if resume else Standing()
+    with together():
+        standing = _restore(stage, checkpoint) if resume else Standing()
+    copy_from_main(
+        [value for each in stage.modules.values() for value in each.state_dict().values()]
+    )
     progress.start(stage.name, done=standing.step)
     marks = _evaluation_steps(stage)
     clock = saved = time.monotonic()
@@ -176,16 +196,20 @@ def run_stage(
         values = _step(stage, step)
         standing.step = step + 1
         if standing.step % LOG_EVERY == 0 or standing.step == stage.steps:
-            progress.log(step=standing.step, **values, **stage.notes())
+            with together():
+                progress.log(step=standing.step, **values, **stage.notes())
         progress.advance(standing.step, {"loss": values["loss"]})
         if standing.step in marks:
             _evaluate(stage, standing, progress)
         now = time.monotonic()
         standing.seconds, clock = standing.seconds + now - clock, now
-        if interruption.asked or now - saved >= interval_s:
-            save_stage(stage, checkpoint, standing)
+        stop, due = any_of(interruption.asked, is_main() and now - saved >= interval_s)
+        if stop or due:
+            on_main(lambda: save_stage(stage, checkpoint, standing))
             clock = saved = time.monotonic()
-            interruption.stop_if_asked()
+        if stop:
+            interruption.asked = False
+            raise known_to_all(KeyboardInterrupt())
     if stage.keep_best and standing.best:
         stage.modules["weights"].load_state_dict(standing.best_tensors)
     rate = stage.pace.samples_per_step * stage.steps / max(standing.seconds, 1e-9)
@@ -228,8 +252,9 @@ def _evaluation_steps(stage: Stage) -> set[int]:
 
 
 def _evaluate(stage: Stage, standing: Standing, progress: RunProgress) -> None:
-    standing.metrics = stage.evaluate()
-    progress.log(step=standing.step, split="selection", **standing.metrics)
+    standing.metrics = on_main(stage.evaluate)
+    with together():
+        progress.log(step=standing.step, split="selection", **standing.metrics)
     if stage.keep_best:
         standing.offer(stage.modules["weights"])
 
@@ -238,39 +263,60 @@ def _step(stage: Stage, step: int) -> dict[str, float]:
     optimizer = stage.optimizers["weights"]
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * linear_lr(step, stage.steps, stage.pace.lr_warmup)
-    losses = stage.loss(step)
-    loss = losses["loss"]
-    values = {
-        name: float(value.detach() if isinstance(value, Tensor) else value)
-        for name, value in losses.items()
-    }
-    if not isinstance(loss, Tensor) or not math.isfinite(values["loss"]):
-        raise _diverged("loss", values["loss"], stage, step)
+    own_random_stream(stage.pace.seed, stage.name, step)
     scaler = stage.pace.scaler or torch.amp.GradScaler(enabled=False)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    with together():
+        values = stage.loss(step)
+        scaler.scale(torch.as_tensor(values["loss"])).backward()  # type: ignore[no-untyped-call]
+    values = _whole_batch(values, stage)
     scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(_parameters(optimizer), stage.pace.max_grad_norm))
+    norm = nn.utils.clip_grad_norm_(_parameters(optimizer), stage.pace.max_grad_norm)
+    others = [each for each in stage.optimizers.values() if each is not optimizer]
+    numbers = _numbers({**values, "norm": norm + _grad_norm(others, norm)})
+    gradient_norm = numbers.pop("norm")
+    if not math.isfinite(numbers["loss"]):
+        raise known_to_all(_diverged("loss", numbers["loss"], stage, step))
     # The scaler of fp16 skips such a step by itself; elsewhere it would spoil the weights, and
     # with them the next checkpoint.
-    if stage.pace.scaler is None:
-        norm += sum(_grad_norm(each) for each in stage.optimizers.values() if each is not optimizer)
-        if not math.isfinite(norm):
-            raise _diverged("gradient norm", norm, stage, step)
+    if stage.pace.scaler is None and not math.isfinite(gradient_norm):
+        raise known_to_all(_diverged("gradient norm", gradient_norm, stage, step))
     for each in stage.optimizers.values():
         scaler.step(each)
     scaler.update()
     for each in stage.optimizers.values():
         each.zero_grad(set_to_none=True)
     stage.after_step()
-    return values
+    return numbers
+
+
+def _whole_batch(
+    values: Mapping[str, Tensor | float], stage: Stage
+) -> Mapping[str, Tensor | float]:
+    """Add up gradients and losses over the processes that share the batch."""
+    if world_size() == 1:
+        return values
+    names = [name for name in values if name.startswith("loss")]
+    losses = torch.stack([torch.as_tensor(values[name]).detach().float() for name in names])
+    parameters = [p for each in stage.optimizers.values() for p in _parameters(each)]
+    # Masks are the same everywhere, so the same parameters have a gradient everywhere.
+    add_up([*(p.grad for p in parameters if p.grad is not None), losses])
+    return {**values, **dict(zip(names, losses.unbind(), strict=True))}
+
+
+def _numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as floats: one copy from a GPU for all of them, which waits for it once."""
+    tensors = {name: each.detach() for name, each in values.items() if isinstance(each, Tensor)}
+    read = dict(zip(tensors, torch.stack([*tensors.values()]).tolist(), strict=True))
+    return {name: read.get(name, each) for name, each in values.items()}
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _grad_norm(optimizer: Optimizer) -> float:
-    return sum(float(p.grad.norm()) for p in _parameters(optimizer) if p.grad is not None)
+def _grad_norm(optimizers: Sequence[Optimizer], like: Tensor) -> Tensor:
+    gradients = [p.grad for each in optimizers for p in _parameters(each) if p.grad is not None]
+    return torch.stack([like.new_zeros(()), *(each.norm() for each in gradients)]).sum()
 
 
 def _diverged(what: str, value: float, stage: Stage, step: int) -> DivergedError:

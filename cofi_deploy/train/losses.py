@@ -43,17 +43,22 @@ class Distillation:
         answers: TeacherAnswers,
         masks: Masks | None = None,
     ) -> tuple[dict[str, Tensor], list[int]]:
-        """Losses by name, their weighted sum as ``loss``, and the layers that were matched."""
+        """Losses by name, their weighted sum as ``loss``, and the layers that were matched.
+
+        Where processes share a batch, each loss is this process's addend of the whole.
+        """
         encoded = student.encode(**batch.inputs, masks=masks)
         outputs = student.head(encoded)
+        distance = prediction_loss(
+            outputs,
+            answers.outputs,
+            kind=self.kind,
+            valid=batch.valid,
+            temperature=self.temperature,
+        )
+        per_token = self.kind == "token-classification"
         losses = {
-            "loss_prediction": prediction_loss(
-                outputs,
-                answers.outputs,
-                kind=self.kind,
-                valid=batch.valid,
-                temperature=self.temperature,
-            )
+            "loss_prediction": distance * (batch.share.tokens if per_token else batch.share.rows)
         }
         losses["loss_layer"], matched = self._layers(student, projection, batch, answers, encoded)
         losses["loss"] = (
@@ -61,7 +66,7 @@ class Distillation:
             + self.layer_weight * losses["loss_layer"]
         )
         if self.label_weight > 0:
-            losses["loss_label"] = label_loss(outputs, batch.targets, self.kind, valid=batch.valid)
+            losses["loss_label"] = shared_label_loss(outputs, batch, self.kind)
             losses["loss"] = losses["loss"] + self.label_weight * losses["loss_label"]
         return losses, matched
 
@@ -83,7 +88,15 @@ class Distillation:
             valid=batch.valid,
             alive=living_layers(student, encoded.kept),
             matching=self.matching,
+            share=batch.share.tokens,
         )
+
+
+def shared_label_loss(outputs: Mapping[str, Tensor], batch: Batch, kind: TaskKind) -> Tensor:
+    """`label_loss` of ``batch``: this process's addend where several share the batch."""
+    if batch.share.labels == 0:  # the mean over no label is NaN
+        return torch.stack([each.sum() for each in outputs.values()]).sum() * 0.0
+    return label_loss(outputs, batch.targets, kind, valid=batch.valid) * batch.share.labels
 
 
 def label_loss(

@@ -16,26 +16,19 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write_json
 from cofi_deploy.config import TrainSettings
-from cofi_deploy.errors import CheckpointError
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.batches import Batches
-from cofi_deploy.train.checkpoint import read_state
-from cofi_deploy.train.checks import check_budget, check_encoded, checked_teacher
+from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.handover import read_cut, write_cut
-from cofi_deploy.train.loop import (
-    CHECKPOINT_INTERVAL_S,
-    Stage,
-    Standing,
-    interruption,
-    run_stage,
-    save_stage,
-)
+from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
 from cofi_deploy.train.plan import planned_stages
 from cofi_deploy.train.precision import Numerics
-from cofi_deploy.train.progress import RunProgress, forget_after
+from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
+from cofi_deploy.train.progress import RunProgress
+from cofi_deploy.train.stage_runner import StageRunner
 from cofi_deploy.train.stages import (
     Setup,
     Student,
@@ -54,7 +47,7 @@ _SELECTION_LIMIT = 2000
 class Pipeline:
     """One training run in one directory."""
 
-    def __init__(  # noqa: PLR0913 - what a run is made of
+    def __init__(
         self,
         run: Path,
         *,
@@ -63,7 +56,6 @@ class Pipeline:
         teacher: Path | None,
         tokenizer: PreTrainedTokenizerBase,
         settings: TrainSettings,
-        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     ) -> None:
         """Encode the data; nothing is written yet.
 
@@ -74,7 +66,6 @@ class Pipeline:
             teacher: Fine-tuned dense checkpoint to take instead of training one.
             tokenizer: Of ``model``.
             settings: Resolved settings.
-            checkpoint_interval_s: Seconds between two checkpoints.
 
         Raises:
             BudgetError: A sparsity that the masks cannot reach.
@@ -86,9 +77,9 @@ class Pipeline:
         self.given_teacher = teacher
         self.tokenizer = tokenizer
         self.settings = settings
-        self.checkpoint_interval_s = checkpoint_interval_s
         self.arch = read_dense_arch(model)
         check_budget(self.arch, settings)
+        check_shares(settings.batch_size, world_size())
         self.numerics = Numerics.choose(settings.precision)
         train = task.encode("train", tokenizer, limit=settings.train_limit or None)
         limit = min(settings.validation_limit or _SELECTION_LIMIT, _SELECTION_LIMIT)
@@ -96,7 +87,11 @@ class Pipeline:
         for encoded in (train, selection):
             check_encoded(encoded, self.arch, model)
         batches = Batches(
-            train, batch_size=settings.batch_size, seed=settings.seed, device=self.numerics.device
+            train,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            device=self.numerics.device,
+            part=(rank(), world_size()),
         )
         self.setup = Setup(
             task=task,
@@ -121,29 +116,26 @@ class Pipeline:
             DivergedError: Loss or gradients are not finite.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the run can be resumed.
         """
-        sweep_leftovers(self.run)
+        on_main(lambda: sweep_leftovers(self.run))
         set_seed(self.settings.seed)
         planned = planned_stages(
             self.settings,
             self.setup.batches,
             trains_teacher=self.given_teacher is None,
-            cached=self._decide_cache(),
+            cached=on_main(self._decide_cache),
         )
-        with interruption, RunProgress(self.run / "metrics.jsonl", planned) as progress:
-            runner = _StageRunner(
-                self.run,
-                progress,
-                list(planned),
-                read_state(self.checkpoint),
-                interval_s=self.checkpoint_interval_s,
-            )
-            runner.forget_unfinished()
+        metrics = self.run / "metrics.jsonl" if is_main() else None
+        with interruption, RunProgress(metrics, planned) as progress:
+            interval_s = self.settings.checkpoint_seconds
+            runner = StageRunner(self.run, progress, list(planned), interval_s=interval_s)
+            on_main(runner.forget_unfinished)
             self._teacher_stage(runner)
             if not runner.are_done([finetune_name(each) for each in self.settings.sparsities]):
                 self._student_stages(runner)
-            report = self._final_report(progress)
-        for name in ("checkpoint", "cache", "cut"):
-            shutil.rmtree(self.run / name, ignore_errors=True)
+            report = on_main(lambda: self._final_report(progress))
+        if is_main():
+            for name in ("checkpoint", "cache", "cut"):
+                shutil.rmtree(self.run / name, ignore_errors=True)
         return report
 
     def model_directory(self, target: float) -> Path:
@@ -167,36 +159,44 @@ class Pipeline:
             write_json(self.run / "run.json", document)
         return bool(document["teacher_cache"])
 
-    def _teacher_stage(self, runner: _StageRunner) -> None:
+    def _teacher_stage(self, runner: StageRunner) -> None:
         directory = self.run / "teacher"
         if self.given_teacher is not None:
-            if not directory.exists():
-                model = checked_teacher(self.given_teacher, self.task, self.arch)
-                save_dense(model, self.tokenizer, directory)
+            on_main(lambda: self._take_teacher(directory))
             return
         if runner.is_done("teacher"):
             return
-        model = load_dense(
-            self.model,
-            self.task.kind,
-            labels=self.task.labels,
-            dropout=self.settings.teacher_dropout,
-        )
-        runner.run(teacher_stage(self.setup, self.numerics.place(model)))
-        save_dense(model, self.tokenizer, directory)
-        runner.mark_done("teacher")
+        with together():
+            model = load_dense(
+                self.model,
+                self.task.kind,
+                labels=self.task.labels,
+                dropout=self.settings.teacher_dropout,
+            )
+            stage = teacher_stage(self.setup, self.numerics.place(model))
+        runner.run(stage)
+        on_main(lambda: save_dense(model, self.tokenizer, directory))
+        on_main(lambda: runner.mark_done("teacher"))
 
-    def _student_stages(self, runner: _StageRunner) -> None:
-        teacher_model = self.numerics.place(load(self.run / "teacher"))
+    def _take_teacher(self, directory: Path) -> None:
+        if self.given_teacher is not None and not directory.exists():
+            model = checked_teacher(self.given_teacher, self.task, self.arch)
+            save_dense(model, self.tokenizer, directory)
+
+    def _student_stages(self, runner: StageRunner) -> None:
+        with together():
+            teacher_model = self.numerics.place(load(self.run / "teacher"))
         layers = teacher_layers(len(teacher_model.arch.layers), self.settings.teacher_layers)
         live = LiveTeacher(teacher_model, layers)
-        teacher = self._cached(live, runner) if self._decide_cache() else live
+        teacher = self._cached(live, runner) if on_main(self._decide_cache) else live
         source = self.run / "teacher" if self.settings.student_init == "teacher" else self.model
-        self._prune(runner, new_student(source, teacher_model.arch, self.setup), teacher)
+        with together():
+            student = new_student(source, teacher_model.arch, self.setup)
+        self._prune(runner, student, teacher)
         for target in self.settings.sparsities:
             self._finetune(runner, teacher, target)
 
-    def _cached(self, live: LiveTeacher, runner: _StageRunner) -> Teacher:
+    def _cached(self, live: LiveTeacher, runner: StageRunner) -> Teacher:
         encoded, directory = self.setup.batches.encoded, self.run / "cache"
         key = ":".join(
             [
@@ -216,10 +216,13 @@ class Pipeline:
             interruption.stop_if_asked()
 
         device = self.numerics.device
-        build_cache(live, encoded, directory, key=key, device=device, advance=advance)
-        return CachedTeacher(directory, encoded, device)
+        on_main(
+            lambda: build_cache(live, encoded, directory, key=key, device=device, advance=advance)
+        )
+        with together():
+            return CachedTeacher(directory, encoded, device)
 
-    def _prune(self, runner: _StageRunner, student: Student, teacher: Teacher) -> None:
+    def _prune(self, runner: StageRunner, student: Student, teacher: Teacher) -> None:
         """Distil, then pass every target; each stage's end is the checkpoint of the next."""
         steps = self._pruning(student, teacher)
         for index, step in enumerate(steps):
@@ -227,11 +230,22 @@ class Pipeline:
             if runner.is_done(stage.name):
                 continue
             runner.run(stage)
-            if step.target is not None:
-                write_cut(self._cut_directory(step.target), student, step.target, self.tokenizer)
-            if index + 1 < len(steps):
-                save_stage(steps[index + 1].stage(), self.checkpoint, Standing())
-            runner.mark_done(stage.name)
+            following = steps[index + 1] if index + 1 < len(steps) else None
+            on_main(lambda: self._leave(student, step, following))  # noqa: B023 - called here
+            on_main(lambda: runner.mark_done(stage.name))  # noqa: B023 - called here
+
+    def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
+        """Write what fine-tuning and the next stage begin with."""
+        if step.target is not None:
+            write_cut(
+                self._cut_directory(step.target),
+                student,
+                step.target,
+                self.tokenizer,
+                align=self.settings.multiple,
+            )
+        if following is not None:
+            save_stage(following.stage(), self.checkpoint, Standing())
 
     def _pruning(self, student: Student, teacher: Teacher) -> list[_PruningStep]:
         steps = []
@@ -246,21 +260,22 @@ class Pipeline:
     def _cut_directory(self, target: float) -> Path:
         return self.run / "cut" / f"{target:g}"
 
-    def _finetune(self, runner: _StageRunner, teacher: Teacher, target: float) -> None:
+    def _finetune(self, runner: StageRunner, teacher: Teacher, target: float) -> None:
         name = finetune_name(target)
         if runner.is_done(name):
             return
-        model, projection = read_cut(
-            self._cut_directory(target), hidden=self.arch.hidden, dropout=self.settings.dropout
-        )
+        with together():
+            model, projection = read_cut(
+                self._cut_directory(target), hidden=self.arch.hidden, dropout=self.settings.dropout
+            )
         place = self.numerics.place
         set_seed(self.settings.seed)
         if self.settings.finetune_epochs > 0:
             runner.run(
                 finetune_stage(self.setup, place(model), place(projection), teacher, target=target)
             )
-        save_compact(model, self.tokenizer, self.model_directory(target))
-        runner.mark_done(name)
+        on_main(lambda: save_compact(model, self.tokenizer, self.model_directory(target)))
+        on_main(lambda: runner.mark_done(name))
 
     def _final_report(self, progress: RunProgress) -> dict[str, Any]:
         """Score teacher and models on the validation split, which nothing has looked at so far."""
@@ -303,62 +318,3 @@ class _PruningStep(NamedTuple):
     ) -> _PruningStep:
         """Prune from sparsity ``start`` to ``target``."""
         return cls(target, lambda: prune_stage(setup, student, teacher, target=target, start=start))
-
-
-class _StageRunner:
-    """Knows which stages are done, and where the interrupted one stopped."""
-
-    def __init__(
-        self,
-        run: Path,
-        progress: RunProgress,
-        order: list[str],
-        state: dict[str, Any] | None,
-        *,
-        interval_s: float = CHECKPOINT_INTERVAL_S,
-    ) -> None:
-        self.progress = progress
-        self._run = run
-        self._state = state
-        self._interval_s = interval_s
-        self._results: dict[str, float] = {}
-        self._finished = set(read_json(run / "run.json").get("stages", {}))
-        if state is not None:
-            stage = state["stage"]
-            if stage not in order:
-                raise CheckpointError(
-                    f"the checkpoint is of stage {stage!r}, but these settings have "
-                    f"{', '.join(order)}; resume with the settings that the run began with"
-                )
-            self._finished |= set(order[: order.index(stage)])
-
-    def forget_unfinished(self) -> None:
-        """Drop lines of metrics.jsonl that will be written again."""
-        stage, step = "", 0
-        if self._state is not None:
-            stage, step = self._state["stage"], self._state["step"]
-        forget_after(self._run / "metrics.jsonl", self._finished, stage, step)
-
-    def are_done(self, names: list[str]) -> bool:
-        return self._finished.issuperset(names)
-
-    def is_done(self, name: str) -> bool:
-        if name in self._finished:
-            self.progress.skip(name)
-        return name in self._finished
-
-    def run(self, stage: Stage) -> None:
-        self._results = run_stage(
-            stage,
-            self._run / "checkpoint",
-            self.progress,
-            resume=self._state is not None and self._state["stage"] == stage.name,
-            interval_s=self._interval_s,
-        )
-
-    def mark_done(self, name: str) -> None:
-        """Into run.json, after everything that the stage leaves behind has been written."""
-        document = read_json(self._run / "run.json")
-        document.setdefault("stages", {})[name] = self._results
-        write_json(self._run / "run.json", document)
-        self._results = {}

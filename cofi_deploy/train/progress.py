@@ -25,8 +25,11 @@ class RunProgress:
     done so far have taken.
     """
 
-    def __init__(self, metrics: Path, planned: Mapping[str, tuple[int, float]]) -> None:
-        """``planned`` gives each stage's steps and relative cost of a step, in order."""
+    def __init__(self, metrics: Path | None, planned: Mapping[str, tuple[int, float]]) -> None:
+        """``planned`` gives each stage's steps and relative cost of a step, in order.
+
+        Without ``metrics`` nothing is written or shown: another process does that.
+        """
         self._metrics = metrics
         self._planned = dict(planned)
         self._names = list(planned)
@@ -35,13 +38,13 @@ class RunProgress:
         self._skipped_units = 0.0
         self._started = time.monotonic()
         self._printed = 0.0
-        self._console = Console(stderr=True, markup=False)
+        self._console = Console(stderr=True, markup=False, quiet=metrics is None)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> RunProgress:
         """Show the bar when standard error is a terminal."""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._console.quiet:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -94,6 +97,8 @@ class RunProgress:
         Raises:
             EnvironmentProblem: The disk is full or the place is not writable.
         """
+        if self._metrics is None:
+            return
         try:
             with self._metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"stage": self._stage, **entry}) + "\n")

@@ -2,12 +2,14 @@
 
 Training meets the sparsity only in expectation: clamps leave residues, soft masks round. So one
 number, a shift of all ``log_alpha``, is searched until the fixed masks straddle the budget, and
-FFN units, the finest grain, make up the rest in the order of their ``log_alpha``. Next: `cut.py`.
+FFN units, the finest grain, make up the rest in the order of their ``log_alpha``. Next:
+`alignment.py`, for widths that are multiples, and `cut.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,25 +21,33 @@ from cofi_deploy.train.gates import CLAMP, SOFT_FACTOR, TEMPERATURE, HardConcret
 from cofi_deploy.train.sparsity import expected_parameters
 
 _BISECTIONS = 40
-_TOLERANCE = 0.005  # product.md: realised within 0.5 % of the sparsity
+TOLERANCE = 0.005  # product.md: realised within 0.5 % of the sparsity
 
 
-def masks_at_sparsity(gates: HardConcreteGates, target_sparsity: float) -> Masks:
+def masks_at_sparsity(
+    gates: HardConcreteGates, target_sparsity: float, *, hidden: Tensor | None = None
+) -> Masks:
     """Fixed masks whose realised sparsity is the target, up to one FFN unit.
+
+    Args:
+        gates: What training learnt.
+        target_sparsity: A fraction.
+        hidden: Mask of the residual stream where it is decided already; the other families then
+            make up for it.
 
     Raises:
         BudgetError: No masks of these families come within 0.005 of the target.
     """
     shape = gates.shape
     budget = (1.0 - target_sparsity) * shape.prunable_parameters
-    fewer, more = _straddle(gates, budget)
+    fewer, more = _straddle(gates, budget, hidden)
     candidates = [_trim_ffn(more, gates, budget), _grow_ffn(fewer, gates, budget)]
     best = min(candidates, key=lambda masks: abs(kept_parameters(masks, shape) - budget))
-    if abs(realized_sparsity(best, shape) - target_sparsity) > _TOLERANCE:
+    if abs(realized_sparsity(best, shape) - target_sparsity) > TOLERANCE:
         # Too few living FFN units to make up the rest, so the best dead sublayers come back.
         best = _grow_ffn(fewer, gates, budget, revive=True)
     realized = realized_sparsity(best, shape)
-    if abs(realized - target_sparsity) > _TOLERANCE:
+    if abs(realized - target_sparsity) > TOLERANCE:
         raise BudgetError(
             f"masks of {', '.join(gates.families)} come no closer to sparsity {target_sparsity:g} "
             f"than {realized:.4f}; prune more families or ask for another sparsity"
@@ -56,16 +66,23 @@ def kept_parameters(masks: Masks, shape: DenseShape) -> int:
     return round(float(expected_parameters(Masks(**alive), shape)))
 
 
-def _straddle(gates: HardConcreteGates, budget: float) -> tuple[Masks, Masks]:
+def _straddle(
+    gates: HardConcreteGates, budget: float, hidden: Tensor | None
+) -> tuple[Masks, Masks]:
     """Neighbouring fixed masks below and above the budget, by bisection over the shift."""
+
+    def fixed(shift: float) -> Masks:
+        masks = gates.fixed(shift)
+        return masks if hidden is None else replace(masks, hidden=hidden)
+
     low, high = -4.0 * CLAMP, 4.0 * CLAMP
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2.0
-        if kept_parameters(gates.fixed(middle), gates.shape) > budget:
+        if kept_parameters(fixed(middle), gates.shape) > budget:
             high = middle
         else:
             low = middle
-    return gates.fixed(low), gates.fixed(high)
+    return fixed(low), fixed(high)
 
 
 def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
@@ -80,7 +97,7 @@ def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
         ffn.view(-1)[order[:count]] = 0.0
         return Masks(**{**vars(masks), "ffn": ffn})
 
-    count = _first(len(order), lambda n: kept_parameters(without(n), gates.shape) <= budget)
+    count = first_count(len(order), lambda n: kept_parameters(without(n), gates.shape) <= budget)
     # One unit fewer may be the closer one.
     choices = [without(count), without(max(0, count - 1))]
     return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
@@ -100,10 +117,10 @@ def _grow_ffn(
     living = (units != 0).any(-1)  # (layers,)
     order = _ordered(gates, (units == 0) & living[:, None], descending=True)
     if revive:
-        dead = [_ordered_in(gates, layer) for layer in _by_switch(gates) if not living[layer]]
+        dead = [_ordered_in(gates, layer) for layer in by_switch(gates) if not living[layer]]
         order = torch.cat([order, *dead])
     soft = {
-        name: _soft(gates.log_alpha[name])
+        name: soft_values(gates.log_alpha[name])
         for name in ("ffn", "ffn_block")
         if name in gates.log_alpha
     }
@@ -115,12 +132,12 @@ def _grow_ffn(
         block = torch.where(back, soft.get("ffn_block", masks.ffn_block), masks.ffn_block)
         return Masks(**{**vars(masks), "ffn": ffn, "ffn_block": block})
 
-    count = _first(len(order), lambda n: kept_parameters(with_(n), gates.shape) >= budget)
+    count = first_count(len(order), lambda n: kept_parameters(with_(n), gates.shape) >= budget)
     choices = [with_(count), with_(max(0, count - 1))]
     return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
 
 
-def _by_switch(gates: HardConcreteGates) -> list[int]:
+def by_switch(gates: HardConcreteGates) -> list[int]:
     """Layers, the one whose FFN is missed most first."""
     log_alpha = gates.log_alpha["ffn_block" if "ffn_block" in gates.families else "ffn"].detach()
     best = log_alpha.reshape(gates.shape.layers, -1).amax(dim=-1)
@@ -128,7 +145,8 @@ def _by_switch(gates: HardConcreteGates) -> list[int]:
     return order
 
 
-def _soft(log_alpha: Tensor) -> Tensor:
+def soft_values(log_alpha: Tensor) -> Tensor:
+    """What the kept units of a fixed mask are multiplied by; same shape as ``log_alpha``."""
     return torch.sigmoid(log_alpha.detach() / TEMPERATURE * SOFT_FACTOR)
 
 
@@ -146,7 +164,7 @@ def _ordered(gates: HardConcreteGates, chosen: Tensor, *, descending: bool) -> T
     return indices[values.argsort(descending=descending, stable=True)]
 
 
-def _first(limit: int, holds: Callable[[int], bool]) -> int:
+def first_count(limit: int, holds: Callable[[int], bool]) -> int:
     """Smallest count in 0..limit for which the monotone ``holds`` is true; limit if none."""
     low, high = 0, limit
     while low < high:

@@ -22,8 +22,9 @@ from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
 from cofi_deploy.train.loop import Pace, Stage
-from cofi_deploy.train.losses import Distillation, label_loss
+from cofi_deploy.train.losses import Distillation, shared_label_loss
 from cofi_deploy.train.precision import Numerics
+from cofi_deploy.train.processes import world_size
 from cofi_deploy.train.projection import realized_sparsity
 from cofi_deploy.train.sparsity import expected_sparsity
 from cofi_deploy.train.teacher import Teacher
@@ -88,7 +89,7 @@ def teacher_stage(setup: Setup, model: CofiPreTrainedModel, name: str = "teacher
         batch = setup.batches.at(step)
         with setup.numerics.autocast():
             outputs = model.train().outputs(batch.inputs)
-        return {"loss": label_loss(outputs, batch.targets, setup.task.kind, valid=batch.valid)}
+        return {"loss": shared_label_loss(outputs, batch, setup.task.kind)}
 
     return Stage(
         name=name,
@@ -166,7 +167,8 @@ def prune_stage(
             schedule=s.sparsity_schedule,
         )
         sparsity = expected_sparsity(student.gates.keep_prob(), shape)
-        penalty = student.lagrangian(sparsity, now)
+        # Every process computes all of it, and losses are added up.
+        penalty = student.lagrangian(sparsity, now) / world_size()
         return {
             **losses,
             "loss": losses["loss"] + penalty,
@@ -303,5 +305,6 @@ def _pace(setup: Setup) -> Pace:
         lr_warmup=setup.settings.lr_warmup,
         max_grad_norm=setup.settings.max_grad_norm,
         samples_per_step=setup.settings.batch_size,
+        seed=setup.settings.seed,
         scaler=setup.numerics.scaler(),
     )

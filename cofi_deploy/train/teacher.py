@@ -7,6 +7,7 @@ student at 95 % sparsity the teacher would otherwise take most of a step's time.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,9 @@ def build_cache(
         key: Names weights and data; another key makes the cache anew.
         device: Where the teacher runs.
         advance: Called with the number of features done.
+
+    Raises:
+        EnvironmentProblem: The disk is full; nothing is left of the cache.
     """
     if _is_cached(directory, key):
         advance(len(encoded))
@@ -118,9 +122,10 @@ def build_cache(
         shutil.rmtree(directory)
     tokens, hidden = int(encoded.offsets[-1]), teacher.model.arch.hidden
     with atomic_directory(directory) as temporary:
-        states = np.lib.format.open_memmap(
-            temporary / "states.npy", "w+", np.float16, (tokens, len(teacher.layers), hidden)
-        )
+        path = temporary / "states.npy"
+        shape = (tokens, len(teacher.layers), hidden)
+        states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        _reserve(path)
         outputs: dict[str, npt.NDArray[np.float32]] = {}
         order = np.argsort(encoded.lengths, kind="stable")
         for start in range(0, len(order), _CACHE_BATCH):
@@ -137,6 +142,15 @@ def build_cache(
         per_token = is_per_token(teacher.model.kind)
         described = {"key": key, "outputs": sorted(outputs), "per_token": per_token}
         write_json(temporary / "cache.json", described)
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space of a file with holes, which a mapped one is until it is written.
+
+    On a full disk this is an error with words; writing to the mapped pages would be SIGBUS.
+    """
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 def cache_bytes(encoded: EncodedSplit, layers: int, hidden: int) -> int:

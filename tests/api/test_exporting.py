@@ -16,6 +16,7 @@ from cofi_deploy.artifacts import read_json
 from cofi_deploy.errors import ArtifactError, RepositoryError, UsageError
 from cofi_deploy.export.kubernetes import resource_name
 from cofi_deploy.exports import check_export
+from cofi_deploy.loading import read_arch
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,16 @@ def place(fresh, own_run, tmp_path) -> Place:
 def created(place: Place) -> str:
     manifest = read_json(place.exports / "onnx" / "export.json")
     return f"{manifest['created']} {(place.exports / 'onnx' / 'export.json').stat().st_mtime_ns}"
+
+
+def test_widths_that_are_no_multiples_are_refused_with_the_way_to_train_them(fresh, tmp_path):
+    arch = read_arch(fresh.model)
+    width = next(layer.ffn for layer in arch.layers if layer.ffn % 32)
+    with pytest.raises(
+        UsageError, match=rf"--align 32: .*FFN of layer \d {width}.*train --align 32"
+    ):
+        api.export(fresh.model, format="onnx", align=32, output=tmp_path / "onnx")
+    api.export(fresh.model, format="onnx", align=1, output=tmp_path / "onnx")
 
 
 def test_an_unknown_format_names_the_nearest():

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from cofi_deploy.arch import LayerArch
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export import graph
 from cofi_deploy.export.graph import onnx_from_model
@@ -81,6 +82,43 @@ def test_every_node_is_named_for_the_sublayer_that_asks_for_it(precision, write_
     handed_over = {
         "fp32": "head/pooler.product",
         "fp16": "encoder.layers.2.ffn/encoder.layers.2.attention.norm.out_fp16.fp32",
-        "int8": "encoder.layers.2.attention/encoder.layers.1.attention.norm.out.quantized",
+        "int8": "encoder.layers.2.attention/encoder.layers.1.attention.norm.out.uint8",
     }
     assert handed_over[precision] in names
+
+
+def shapes_of(proto: onnx.ModelProto) -> dict[str, list[str | int]]:
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    return {
+        item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in inferred.graph.value_info
+    }
+
+
+def test_behind_the_last_attention_only_the_token_that_is_read_is_computed(write_model):
+    # Layers: FFN alone, one head alone, three heads and FFN.
+    shapes = shapes_of(onnx_from_model(load(write_model()), opset=17))
+    assert shapes["encoder.layers.1.attention.norm.out"][1] != 1
+    assert shapes["encoder.layers.2.attention.key.product"][1] != 1
+    for name in ("attention.query.product", "attention.norm.out", "ffn.up.product", "ffn.norm.out"):
+        assert shapes[f"encoder.layers.2.{name}"][1] == 1, name
+
+
+def test_without_any_attention_only_the_first_token_is_computed(write_model, random_inputs):
+    layers = (LayerArch(heads=0, ffn=3), LayerArch(heads=0, ffn=0), LayerArch(heads=0, ffn=7))
+    model = load(write_model(layers=layers))
+    proto = onnx_from_model(model, opset=17)
+    assert shapes_of(proto)["encoder.layers.0.ffn.up.product"][1] == 1
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    inputs = random_inputs(3, 11)
+    with torch.inference_mode():
+        expected = model.outputs({k: torch.from_numpy(v) for k, v in inputs.items()})["logits"]
+    np.testing.assert_allclose(session.run(None, inputs)[0], expected.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering"])
+def test_heads_that_read_every_token_get_every_token(kind, write_model):
+    shapes = shapes_of(onnx_from_model(load(write_model(kind)), opset=17))
+    assert shapes["encoder.layers.2.ffn.norm.out"][1] != 1

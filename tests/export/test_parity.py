@@ -32,6 +32,7 @@ def compare(infer, model_dir, tolerance=1e-4):
 def test_the_model_agrees_with_itself_padded_or_not(kind, write_model):
     parity = compare(runner_of(load(write_model(kind))), write_model(kind))
     assert parity.max_abs_logit_diff < 1e-5
+    assert 0 <= parity.mean_abs_logit_diff <= parity.max_abs_logit_diff
     assert parity.agreement == 1.0
     assert parity.sentences == len(SENTENCES)
     assert parity.runtime == "here"

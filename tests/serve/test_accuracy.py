@@ -11,6 +11,7 @@ from cofi_deploy.serve.accuracy import (
     compare,
     disagreements,
     max_abs_logit_diff,
+    mean_abs_logit_diff,
     score_split,
 )
 from cofi_deploy.serve.runner import open_runner
@@ -58,6 +59,13 @@ def test_the_largest_difference_is_found_in_any_output():
     first = [{"start_logits": np.zeros(3), "end_logits": np.zeros(3)}]
     second = [{"start_logits": np.zeros(3), "end_logits": np.array([0.0, -2.5, 1.0])}]
     assert max_abs_logit_diff(first, second) == 2.5
+
+
+def test_the_mean_difference_weighs_every_logit_alike():
+    first = [{"logits": np.zeros(1)}, {"logits": np.zeros(3)}]
+    second = [{"logits": np.array([4.0])}, {"logits": np.array([0.0, -2.0, 2.0])}]
+    assert mean_abs_logit_diff(first, second) == 2.0
+    assert mean_abs_logit_diff(first, first[::-1]) is None
 
 
 def test_agreement_is_the_share_of_equal_predictions():

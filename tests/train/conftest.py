@@ -170,8 +170,8 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         directory: Path,
         task: str = "sst2",
         *,
+        model: Path | None = None,
         teacher: Path | None = None,
-        checkpoint_interval_s: float = 120.0,
         **settings: Any,
     ) -> Pipeline:
         resolved = TrainSettings(**{**FEW_STEPS, **settings})
@@ -180,11 +180,10 @@ def make_pipeline(tiny_bert, tiny_data) -> Callable[..., Pipeline]:
         return Pipeline(
             directory,
             task=_task(task, tiny_data),
-            model=str(tiny_bert),
+            model=str(model or tiny_bert),
             teacher=teacher,
             tokenizer=load_tokenizer(tiny_bert),
             settings=resolved,
-            checkpoint_interval_s=checkpoint_interval_s,
         )
 
     return make

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from cofi_deploy import load
 from cofi_deploy.artifacts import write_json
+from cofi_deploy.config import AUTO_ALIGN
 from cofi_deploy.errors import BudgetError, CheckpointError, ConfigError
 from cofi_deploy.loading import load_tokenizer
 
@@ -140,6 +143,25 @@ def test_without_fine_tuning_the_cut_model_is_the_result(finished_run, train_run
     )
     assert run.json["stages"]["finetune-0.6"] == {}
     assert abs(load(run.directory / "model").arch.sparsity - 0.6) < 0.005
+
+
+def test_an_aligned_run_ends_with_widths_that_are_multiples(train_run, tiny_bert, tmp_path):
+    wide = tmp_path / "wide"  # fine enough for a step of 16 units
+    shutil.copytree(tiny_bert, wide)
+    sizes = json.loads((wide / "config.json").read_text()) | {"intermediate_size": 640}
+    BertModel(BertConfig(**sizes)).save_pretrained(wide)
+    run = train_run(
+        tmp_path / "run", model=wide, sparsities=(0.6,), distill_epochs=0.0, align="auto"
+    )
+    arch = load(run.directory / "model").arch
+    assert {arch.hidden % AUTO_ALIGN, *(layer.ffn % AUTO_ALIGN for layer in arch.layers)} == {0}
+    assert abs(arch.sparsity - 0.6) < 0.005
+
+
+def test_too_coarse_an_alignment_is_refused_before_anything_is_trained(make_pipeline, tmp_path):
+    with pytest.raises(BudgetError, match="--align is 32, but so many FFN units are"):
+        make_pipeline(tmp_path, align=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_sparsity_out_of_reach_is_refused_before_anything_is_trained(make_pipeline, tmp_path):

@@ -54,8 +54,7 @@ try:
         model=model,
         teacher=None,
         tokenizer=load_tokenizer(model),
-        settings=TrainSettings(**settings),
-        checkpoint_interval_s=float(interval),
+        settings=TrainSettings(**settings, checkpoint_seconds=float(interval)),
     ).train()
 except KeyboardInterrupt:
     sys.exit(130)
@@ -158,7 +157,7 @@ def test_a_run_that_stops_anywhere_ends_bit_for_bit_as_if_it_had_not(
     with monkeypatch.context() as patched:
         patched.setattr(RunProgress, "advance", dying)
         with pytest.raises(SystemExit):
-            train_run(tmp_path, checkpoint_interval_s=kill.interval_s)
+            train_run(tmp_path, checkpoint_seconds=kill.interval_s)
     assert_same_models(train_run(tmp_path).directory, finished_run.directory)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +138,43 @@ def test_size_of_the_states_is_foretold(tmp_path: Path):
     build(teacher_of("text-classification"), encoded, tmp_path / "cache")
     stored = np.load(tmp_path / "cache" / "states.npy", mmap_mode="r")
     assert cache_bytes(encoded, len(LAYERS), SMALL.hidden) == stored.nbytes == 12 * 2 * 24 * 2
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+import torch
+from cofi_deploy.errors import EnvironmentProblem
+from tests.train.test_teacher_cache import LENGTHS, build, random_split, teacher_of
+try:
+    build(teacher_of("text-classification"), random_split(LENGTHS, "text-classification"),
+          Path(sys.argv[1]) / "cache")
+except EnvironmentProblem as error:
+    print(error)
+    print([path.name for path in Path(sys.argv[1]).iterdir()])
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path):
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mounted = f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'"
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, mounted], check=False).returncode
+    ):
+        pytest.skip("this machine lets nobody mount a small disk")
+    done = subprocess.run(
+        [*inside, f'{mounted} && exec "$@"', "sh", sys.executable, "-c", SMALL_DISK, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr  # SIGBUS would be a negative one
+    said, left = done.stdout.splitlines()
+    assert said.startswith(f"cannot write '{tmp_path}/cache': [Errno 28] No space left on device; ")
+    assert left == "[]"
 
 
 class FailingTeacher(LiveTeacher):

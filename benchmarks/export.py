@@ -1,0 +1,272 @@
+"""What is each artifact worth? Size, accuracy and latency of all formats and precisions.
+
+Takes finished runs: exports the teacher and the members at 90 and 95 % in every format and
+precision, scores them on the development set, and times them in turn with PyTorch (eager, fp32)
+running the same model. Then the same latencies for BERT-base with random weights, in structures of
+the paper. Beside each latency stands its floor, operations over what square products reach here in
+the same precision, and which parts of the model take the time. Writes results/export.json.
+
+    python benchmarks/export.py RUN [RUN ...]          the machine must be idle
+    python benchmarks/export.py RUN --seconds 5 --no-base --output mine.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paper_archs import BASE_MODEL, structures, write_model
+
+from cofi_deploy import api
+from cofi_deploy.api.places import find_model
+from cofi_deploy.api.run_task import task_of_run
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.errors import CofiDeployError
+from cofi_deploy.exports import read_tuning
+from cofi_deploy.loading import load_tokenizer
+from cofi_deploy.results import result_document
+from cofi_deploy.serve.accuracy import compare, score_split
+from cofi_deploy.serve.inputs import random_inputs
+from cofi_deploy.serve.intervals import percentiles, ratio_of_medians
+from cofi_deploy.serve.latency import OperatingPoint, Schedule, time_interleaved
+from cofi_deploy.serve.profile import profile
+from cofi_deploy.serve.runner import open_runner
+from cofi_deploy.serve.subject import Subject
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RUNTIMES = {"onnx": "onnxruntime-cpu", "openvino": "openvino"}
+SHAPES = ((1, 128), (32, 128))
+SPARSITIES = (0.9, 0.95)
+BASE_STRUCTURES = ("dense", "mean-s95", "sst2-s95")
+PYTORCH = "torch fp32"
+
+Row = dict[str, Any]
+
+
+def variants(shapes: Sequence[tuple[int, int]], *, with_text: bool) -> dict[str, dict[str, Any]]:
+    """Arguments of `api.export` by the name of the variant.
+
+    Args:
+        shapes: (batch, length) that artifacts are tuned for.
+        with_text: Whether there is text to cut a vocabulary to and to judge a search by.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for format_, runtime in RUNTIMES.items():
+        for precision in ("fp32", "fp16", "bf16", "int8"):
+            found[f"{format_} {precision}"] = {"format": format_, "precision": precision}
+        if not with_text:
+            continue
+        small = {"format": format_, "precision": "int8", "shrink_embeddings": True}
+        found[f"{format_} int8, small vocabulary"] = small
+        for batch, length in shapes:
+            target = f"{runtime}@{batch}x{length}"
+            found[f"{format_} tuned for {batch}x{length}"] = {
+                "format": format_,
+                "tune": True,
+                "target": target,
+                "batch_size": (batch,) * 3,
+                "seq_len": (length,) * 3,
+            }
+    return found
+
+
+def export_all(
+    model: Path, folder: Path, shapes: Sequence[tuple[int, int]], *, with_text: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Directories of the variants that could be made, and why the others could not."""
+    made: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for name, arguments in variants(shapes, with_text=with_text).items():
+        try:
+            made[name] = api.export(model, output=folder / name.replace(" ", "-"), **arguments)
+        except CofiDeployError as error:
+            refused[name] = str(error)
+    return made, refused
+
+
+def score(run: Path, model: Path, made: Mapping[str, Path]) -> dict[str, Row]:
+    """Metric on the whole development set, and agreement with PyTorch, by variant."""
+    task = task_of_run(run).load()
+    artifacts = {PYTORCH: model, **made}
+    found: dict[str, Row] = {}
+    reference = None
+    for name, directory in artifacts.items():
+        encoded = task.encode("validation", load_tokenizer(directory))
+        with open_runner(directory, _runtime(name)) as runner:
+            if np.diff(encoded.offsets).max() > runner.limits.max_positions:
+                continue  # tuned for shorter texts
+            scored = score_split(runner, task, encoded)
+        reference = reference or scored
+        parity = compare(reference, scored)
+        found[name] = {
+            "metric_name": task.metric_name,
+            "metric": scored.metrics[task.metric_name],
+            "examples": len(encoded.examples),
+            "agreement": parity.agreement,
+            "max_abs_logit_diff": parity.max_abs_logit_diff,
+        }
+    return found
+
+
+def latencies(
+    model: Path, made: Mapping[str, Path], shape: tuple[int, int], schedule: Schedule
+) -> dict[str, Row]:
+    """All variants and PyTorch in turn; ``times_pytorch`` is its median over the variant's."""
+    point = f"{shape[0]}x{shape[1]}"
+    artifacts = {PYTORCH: model, **{n: d for n, d in made.items() if _fits(n, point)}}
+    with contextlib.ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(open_runner(directory, _runtime(name)))
+            for name, directory in artifacts.items()
+        }
+        calls = {
+            name: runner.bind(random_inputs(runner.limits, *shape, seed=0))
+            for name, runner in runners.items()
+        }
+        samples = time_interleaved(calls, schedule)
+    busy = None if samples.load is None else samples.load.too_busy(runners[PYTORCH].threads)
+    found: dict[str, Row] = {}
+    for name, runner in runners.items():
+        ratio = ratio_of_medians(samples, PYTORCH, name, seed=schedule.seed)
+        found[name] = {
+            "runtime": runner.runtime,
+            "precision": runner.precision,
+            "device": runner.device,
+            "threads": runner.threads,
+            "batch_size": shape[0],
+            "seq_len": shape[1],
+            **percentiles(samples, name, seed=schedule.seed),
+            "times_pytorch": ratio.value,
+            "times_pytorch_low": ratio.low,
+            "times_pytorch_high": ratio.high,
+            **({} if busy is None else {"noise": busy}),
+        }
+        if name != PYTORCH:
+            found[name] |= floor_of(artifacts[name], shape, runner.threads)
+    return found
+
+
+def floor_of(directory: Path, shape: tuple[int, int], threads: int) -> Row:
+    """``floor_ms`` in this precision, and the milliseconds of each part that fill the rest."""
+    runtime = RUNTIMES[read_json(directory / "export.json")["format"]]
+    point = OperatingPoint(batch_size=shape[0], seq_len=shape[1], runtime=runtime, threads=threads)
+    arch = Subject(label="model", artifacts={runtime: directory}).arch()
+    got = profile(directory, arch, point, label="model", max_runs=20, max_seconds=2.0)
+    flops = sum(part.flops for part in got.parts)
+    parts: dict[str, float] = {}
+    for part in got.parts:
+        parts[part.part] = parts.get(part.part, 0.0) + part.ms
+    peak = got.peak_gflops
+    return {
+        "flops": flops,
+        "peak_gflops": peak,
+        "floor_ms": flops / peak / 1e6 if peak else None,
+        "parts_ms": {name: float(np.round(ms, 4)) for name, ms in parts.items()},
+    }
+
+
+def rows_of_model(
+    place: Mapping[str, Any],
+    model: Path,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    run: Path | None,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+) -> tuple[list[Row], dict[str, str]]:
+    """Rows of one model, and why variants are missing."""
+    made, refused = export_all(model, folder, shapes, with_text=run is not None)
+    scores = {} if run is None else score(run, model, made)
+    rows = []
+    for shape in shapes:
+        for name, row in latencies(model, made, shape, schedule).items():
+            directory = made.get(name, model)
+            sizes = Subject(label="model", artifacts={_runtime(name): directory})
+            rows.append(
+                {
+                    **place,
+                    "variant": name,
+                    "size_bytes": sizes.size_bytes(_runtime(name)),
+                    **scores.get(name, {}),
+                    **row,
+                    **_kept(directory),
+                }
+            )
+    return rows, refused
+
+
+def measure(runs: Sequence[Path], schedule: Schedule, *, with_base: bool = True) -> dict[str, Any]:
+    """The document of results/export.json."""
+    rows: list[Row] = []
+    refused: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        for label, place, model, run in _models(runs, root, with_base=with_base):
+            found, why = rows_of_model(
+                {"model": label, **place}, model, root / "exports" / label, schedule, run=run
+            )
+            rows += found
+            refused[label] = why
+    return result_document(rows) | {"refused": refused}
+
+
+def _models(runs: Sequence[Path], root: Path, *, with_base: bool) -> list[tuple[Any, ...]]:
+    """(label, keys of its rows, model directory, its run) of everything to measure."""
+    found: list[tuple[Any, ...]] = []
+    for run in runs:
+        document = read_json(run / "run.json")
+        task = document["task"]["name"]
+        found.append(
+            (f"{task}-dense", {"task": task, "realized_sparsity": 0.0}, run / "teacher", run)
+        )
+        for entry in document["result"]["models"]:
+            if entry["target_sparsity"] in SPARSITIES:
+                keys = {key: entry[key] for key in ("target_sparsity", "realized_sparsity")}
+                label = f"{task}-s{100 * entry['target_sparsity']:g}"
+                model = find_model(run / entry["directory"]).model
+                found.append((label, {"task": task, **keys}, model, run))
+    archs = structures() if with_base else {}
+    for name in BASE_STRUCTURES if with_base else ():
+        model = write_model(root / "base" / name, archs[name])
+        found.append((f"base-{name}", {"base_model": BASE_MODEL}, model, None))
+    return found
+
+
+def _runtime(variant: str) -> str:
+    return "torch" if variant == PYTORCH else RUNTIMES[variant.split(" ", maxsplit=1)[0]]
+
+
+def _fits(variant: str, point: str) -> bool:
+    """What is tuned for one shape is timed there alone."""
+    return "tuned for" not in variant or variant.endswith(point)
+
+
+def _kept(directory: Path) -> dict[str, str]:
+    if not (directory / "export.json").is_file():
+        return {}
+    tuning = read_tuning(directory)
+    return {} if tuning is None else {"kept": tuning["kept"]}
+
+
+def main() -> None:
+    """Read the flags, measure, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", type=Path, help="finished run directories")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing at each point")
+    parser.add_argument("--no-base", action="store_true", help="leave BERT-base out")
+    parser.add_argument("--output", type=Path, default=RESULTS / "export.json")
+    arguments = parser.parse_args()
+    schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds)
+    document = measure(arguments.runs, schedule, with_base=not arguments.no_base)
+    write_json(arguments.output, document)
+
+
+if __name__ == "__main__":
+    main()

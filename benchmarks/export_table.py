@@ -1,0 +1,84 @@
+"""The README's tables of artifacts, from what `export.py` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+Shape = tuple[int, int]
+
+
+def export_tables(document: Mapping[str, Any]) -> str:
+    """A table for each model, and under the last the machine."""
+    rows: Sequence[Row] = document["rows"]
+    models = dict.fromkeys(row["model"] for row in rows)
+    parts = [_table(model, [row for row in rows if row["model"] == model]) for model in models]
+    return "\n\n".join([*parts, _conditions(document)])
+
+
+def _table(model: str, rows: Sequence[Row]) -> str:
+    shapes = list(dict.fromkeys((row["batch_size"], row["seq_len"]) for row in rows))
+    heads = [f"{batch} x {length}, ms (times PyTorch)" for batch, length in shapes]
+    scored = next((row for row in rows if "metric" in row), None)
+    metric = [] if scored is None else [scored["metric_name"], "agreement"]
+    names = ["artifact", "MB", *metric, *heads]
+    lines = [f"**{model}**", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = {
+            (row["batch_size"], row["seq_len"]): row for row in rows if row["variant"] == variant
+        }
+        any_row = next(iter(own.values()))
+        cells = [variant, f"{any_row['size_bytes'] / 1e6:.1f}"]
+        if metric:
+            cells += [_number(any_row.get("metric")), _number(any_row.get("agreement"))]
+        cells += [_latency(own.get(shape)) for shape in shapes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines + _fastest(rows, shapes))
+
+
+def _latency(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if "noise" in row:
+        return f"too busy ({row['times_pytorch']:.1f}x)"
+    return (
+        f"{row['p50_ms']:.2f} ({row['times_pytorch']:.1f}x, "
+        f"{row['times_pytorch_low']:.1f} to {row['times_pytorch_high']:.1f})"
+    )
+
+
+def _fastest(rows: Sequence[Row], shapes: Sequence[Shape]) -> list[str]:
+    """For each shape, how far the fastest is from its floor and what lies between."""
+    lines = [""]
+    for shape in shapes:
+        known = [
+            row
+            for row in rows
+            if (row["batch_size"], row["seq_len"]) == shape and row.get("floor_ms") is not None
+        ]
+        if not known:
+            continue
+        best = max(known, key=lambda row: float(row["times_pytorch"]))
+        filled = sorted(best["parts_ms"].items(), key=lambda item: -item[1])[:3]
+        told = ", ".join(f"{name} {ms:.2f}" for name, ms in filled)
+        lines.append(
+            f"{shape[0]} x {shape[1]}: {best['variant']} is fastest; its operations alone would "
+            f"take {best['floor_ms']:.2f} ms. Most time: {told} ms."
+        )
+    return lines if len(lines) > 1 else []
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _conditions(document: Mapping[str, Any]) -> str:
+    machine, versions = document["machine"], document["versions"]
+    threads = {row["threads"] for row in document["rows"]}
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(map(str, sorted(threads)))} "
+        f"threads; torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, openvino "
+        f"{versions['openvino']}. Medians, all artifacts of a model in turn with PyTorch eager, "
+        "fp32, on the same cut model; intervals are of 95 %."
+    )
