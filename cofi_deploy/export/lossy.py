@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,7 +19,7 @@ from cofi_deploy.errors import ExportError
 from cofi_deploy.export.activations import Extremes, Inputs, scan_activations
 from cofi_deploy.export.calibration import Row
 from cofi_deploy.export.graph import onnx_from_model
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range, WordBits
 from cofi_deploy.export.parity import batch_of
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -53,7 +52,7 @@ def choose_numerics(
     rows: Sequence[Row],
     *,
     static: bool = True,
-    word_bits: Literal[4, 8] = 8,
+    word_bits: WordBits = 8,
     fp32_softmax: bool = True,
 ) -> Numerics:
     """Decide what is computed in which numbers.

@@ -16,6 +16,8 @@ from cofi_deploy.errors import ConfigError
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+WordBits = Literal[4, 8]
+
 Range = tuple[float, float]  # smallest and largest value of a tensor
 
 
@@ -41,7 +43,7 @@ class Numerics:
     precision: Precision = "fp32"
     fp32_sublayers: frozenset[str] = frozenset()
     fp32_softmax: bool = False
-    word_bits: Literal[4, 8] = 8
+    word_bits: WordBits = 8
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def to_json(self) -> dict[str, Any]:

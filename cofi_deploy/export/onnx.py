@@ -30,12 +30,13 @@ from cofi_deploy.export.manifest import (
     write_config_and_tokenizer,
     write_manifest,
 )
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, WordBits, check_precision
 from cofi_deploy.export.opsets import DEFAULT_OPSET, check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
+from cofi_deploy.export.word_bits import choose_word_bits
 from cofi_deploy.exports import ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -69,8 +70,8 @@ def export_onnx(
             it, a CPU gains the size only; bf16 halves the file alone.
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
             is what a lossy file is judged on. Without it int8 finds its ranges at run time.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs, at int8 with 4 bits for
-            each number of its table.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 4 bits for
+            each number of its table, where held-out text allows it (`word_bits.py`).
 
     Returns:
         ``output``.
@@ -91,7 +92,7 @@ def export_onnx(
         precision,
         rows,
         static=text is not None,
-        word_bits=4 if shrink_embeddings else 8,
+        word_bits=opened.word_bits(precision),
     )
     with atomic_directory(output) as directory:
         parity = write_onnx(
@@ -124,6 +125,12 @@ class Opened:
     model: CofiPreTrainedModel
     yardstick: Yardstick | None
     options: dict[str, Any]
+
+    def word_bits(self, precision: Precision) -> WordBits:
+        """Of each number in the table of word embeddings; at int8 a cut table may have fewer."""
+        if precision != "int8" or self.yardstick is None or "shrink_embeddings" not in self.options:
+            return 8
+        return choose_word_bits(self.model, self.source.tokenizer, self.yardstick)
 
 
 def open_for_export(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.export.graph_builder import WORDS
+from cofi_deploy.export.numerics import WordBits
 from cofi_deploy.export.parity import Inputs, Outputs, torch_outputs
 from cofi_deploy.export.rounding import nibbles, numbers_of_nibbles
 from cofi_deploy.export.text_parity import MAX_METRIC_DROP, Yardstick, measure_on_text
@@ -21,8 +21,6 @@ from cofi_deploy.exports import TextParity
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-WordBits = Literal[4, 8]
 
 
 def choose_word_bits(
