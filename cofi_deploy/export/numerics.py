@@ -52,9 +52,7 @@ class Numerics:
             return {"fp32_sublayers": sorted(self.fp32_sublayers)}
         if self.precision != "int8":
             return {}
-        stored = {"int8_products": len(self.int8)}
-        if self.word_bits != 8:
-            stored["word_bits"] = self.word_bits
+        stored = {"int8_products": len(self.int8), "word_bits": self.word_bits}
         if not self.int8:
             return stored
         is_static = None not in self.int8.values()

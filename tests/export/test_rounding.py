@@ -94,4 +94,4 @@ def test_nibbles_hold_two_numbers_in_each_byte_and_the_closest_of_several_scales
     plain = np.abs(table).max(axis=1, keepdims=True) / 7
     plain[3] = 1.0
     largest_step = np.square(np.rint(table / plain) * plain - table).sum(axis=1)
-    assert (np.square(got - table).sum(axis=1) <= largest_step + 1e-9).all()
+    assert (np.square(got - table).sum(axis=1) <= largest_step + 1e-6).all()
