@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cofi_deploy.export.numerics import Numerics, Range
-from cofi_deploy.export.rounding import (
+from cofi_deploy.export.quantized import (
     NIBBLE_ZERO,
     Array,
     affine,

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.numerics import WordBits
 from cofi_deploy.export.parity import Inputs, Outputs, torch_outputs
-from cofi_deploy.export.rounding import nibbles, numbers_of_nibbles
+from cofi_deploy.export.quantized import nibbles, numbers_of_nibbles
 from cofi_deploy.export.text_parity import MAX_METRIC_DROP, Yardstick, measure_on_text
 from cofi_deploy.exports import TextParity
 from cofi_deploy.model import CofiPreTrainedModel

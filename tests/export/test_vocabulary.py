@@ -27,7 +27,7 @@ from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
-from cofi_deploy.export.rounding import nibbles, quantized
+from cofi_deploy.export.quantized import nibbles, quantized
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES

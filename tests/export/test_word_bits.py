@@ -11,7 +11,7 @@ from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.parity import torch_outputs
-from cofi_deploy.export.rounding import nibbles, numbers_of_nibbles
+from cofi_deploy.export.quantized import nibbles, numbers_of_nibbles
 from cofi_deploy.export.text_parity import Yardstick
 from cofi_deploy.export.word_bits import choose_word_bits
 from cofi_deploy.exports import TextParity, check_export

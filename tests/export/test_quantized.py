@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cofi_deploy.export.rounding import (
+from cofi_deploy.export.quantized import (
     affine,
     bfloat16_bits,
     nibbles,
