@@ -36,7 +36,8 @@ test-fast: $(READY) ## the tests that take about a minute
 check: $(READY) ## format, lint, types and layers; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
+	$(BIN)/python tests/tensorrt_stubs.py $(VENV)/stubs
+	MYPYPATH=$(VENV)/stubs $(BIN)/mypy
 	$(BIN)/lint-imports
 
 fmt: $(READY) ## format, and repair what ruff can
@@ -72,4 +73,7 @@ $(READY): pyproject.toml constraints.txt
 		"install one, or name it: make PYTHON=/path/to/python" >&2; exit 1
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
 		-e '.[dev,demo]' -c constraints.txt
+# TensorRT's published types; what they depend on is TensorRT itself, of NVIDIA's own index.
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+		--no-deps tensorrt-stubs -c constraints.txt
 	@touch $@

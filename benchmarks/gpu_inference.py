@@ -199,6 +199,7 @@ def _export(
         from cofi_deploy.export.onnx import export_onnx  # noqa: PLC0415 - needs onnxruntime
 
         return export_onnx(model, output, precision=precision)
+    from cofi_deploy.export.engine_options import EngineOptions  # noqa: PLC0415
     from cofi_deploy.export.tensorrt import export_tensorrt  # noqa: PLC0415
 
     batches, lengths = zip(*shapes, strict=True)
@@ -208,7 +209,7 @@ def _export(
         batch_size=(min(batches), max(batches), max(batches)),
         seq_len=(min(lengths), max(lengths), max(lengths)),
         precision=precision,
-        flavour="tensorrt",
+        options=EngineOptions(flavour="tensorrt"),
     )
 
 

@@ -15,6 +15,7 @@ import click
 from cofi_deploy import __version__
 from cofi_deploy.artifacts import read_toml
 from cofi_deploy.cli_compare import compare
+from cofi_deploy.cli_engine import engine_export_options
 from cofi_deploy.cli_options import (
     Count,
     Group,
@@ -183,7 +184,7 @@ def train(**flags: Any) -> None:
     default="fp32",
     show_default=True,
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="int8: for CPUs; trt takes fp32 and fp16.",
+    help="int8: for CPUs; in an engine, of the weights alone.",
 )
 @click.option(
     "--calibration",
@@ -214,13 +215,7 @@ def train(**flags: Any) -> None:
 )
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 23.  [default: 17]")
 @tuning_options
-@click.option(
-    "--flavour",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
-    help="Of an engine; auto: tensorrt where it and a GPU are here.",
-)
+@engine_export_options
 @triton_export_options
 @click.option(
     "--output",
@@ -236,6 +231,7 @@ def export(model: Path | None, format_: str, **flags: Any) -> None:
     cofi-deploy export --format onnx --precision int8 --shrink-embeddings
     cofi-deploy export --format onnx --tune --for onnxruntime-cpu@1x128
     cofi-deploy export --format trt --batch-size 1:8:32 --seq-len 16:128:384
+    cofi-deploy export --format trt --precision fp16 --buckets 32,64,128,384
     cofi-deploy export runs/sst2-s95-20261123-201500 --format triton --output /srv/models
     cofi-deploy export --format triton --repository /srv/models --name sentiment --set instances=2
     """

@@ -56,7 +56,9 @@ def probe(
     absent: str = "not installed",
 ) -> Finding:
     """Import ``module`` and let ``look`` describe it; whatever fails is the finding."""
-    if importlib.util.find_spec(module) is None:
+    spec = importlib.util.find_spec(module)
+    # A package without a file is a folder that type stubs left.
+    if spec is None or spec.origin is None:
         return Finding(name=name, state="missing", detail=absent, remedy=remedy)
     version = version or version_of(module)
     try:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from cofi_deploy.artifacts import read_json
 from cofi_deploy.errors import ArtifactError, MissingDependencyError, RunnerError
-from cofi_deploy.exports import check_export, rebuild_command
+from cofi_deploy.exports import ExportManifest, check_export, rebuild_command
+
+if TYPE_CHECKING:
+    from cofi_deploy.tensorrt_api import TensorRt
 
 PLAN_FILE = "model.plan"
 ENGINE_FILE = "engine.json"
@@ -31,6 +34,9 @@ _MODULES: dict[Flavour, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 
+_SHAPES = ("min", "opt", "max")
+_AMPERE = "8.0"
+
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute of the driver API
 _COMPUTE_CAPABILITY_MINOR = 76
 
@@ -41,6 +47,7 @@ class CudaDevice:
 
     name: str
     compute_capability: str  # "8.9"
+    driver: str = ""  # version of CUDA that the driver supports, "13.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,12 @@ class EngineRecord:
     profiles: tuple[Mapping[str, Mapping[str, list[int]]], ...]
     onnx_sha256: str
     plan_sha256: str
+    options: Mapping[str, Any]  # what was asked of the builder beyond its defaults
+
+    @property
+    def is_stripped(self) -> bool:
+        """The plan has no weights yet: `export --format trt --weights-into` puts them in."""
+        return bool(self.options.get("strip"))
 
 
 def check_engine(directory: Path) -> EngineRecord:
@@ -69,27 +82,59 @@ def check_engine(directory: Path) -> EngineRecord:
     """
     manifest = check_export(directory)
     record = read_engine_record(directory)
+    _check_plan(manifest, record)
     found = import_tensorrt(record.flavour).__version__
     again = f"rebuild it here: {rebuild_command(manifest)}"
     plan = str(directory / PLAN_FILE)
-    if found != record.version:
+    if not _is_readable(record, found):
         raise RunnerError(
             f"{plan!r} was built by {record.flavour} {record.version}, but {found} is installed; "
             f"{again}"
         )
     device = cuda_device()
     targets = ", ".join(record.compute_capabilities)
+    if record.options.get("hardware") == "ampere+":
+        targets = f"{_AMPERE} or newer"
     if device is None:
         raise RunnerError(
             f"{plan!r} needs an NVIDIA GPU of compute capability {targets}, but the CUDA driver "
             "shows none; run it on such a machine, or export --format onnx for the CPU"
         )
-    if device.compute_capability not in record.compute_capabilities:
+    if not _is_target(record, device):
         raise RunnerError(
             f"{plan!r} was built for compute capability {targets}, but {device.name} has "
             f"{device.compute_capability}; {again}"
         )
     return record
+
+
+def _check_plan(manifest: ExportManifest, record: EngineRecord) -> None:
+    """The record must be of this plan and no other, whatever the list of checksums says."""
+    got = manifest.files.get(PLAN_FILE)
+    if got != record.plan_sha256:
+        raise ArtifactError(
+            f"{str(manifest.directory / ENGINE_FILE)!r} describes a plan of sha256 "
+            f"{record.plan_sha256[:12]}, but {PLAN_FILE!r} has {str(got)[:12]}; export it again: "
+            f"{rebuild_command(manifest)}"
+        )
+
+
+def _is_readable(record: EngineRecord, installed: str) -> bool:
+    """An engine is for its own version alone, or where it was asked for that, for newer ones."""
+    if record.options.get("version_compatible"):
+        return _numbers(installed) >= _numbers(record.version)
+    return installed == record.version
+
+
+def _is_target(record: EngineRecord, device: CudaDevice) -> bool:
+    if record.options.get("hardware") == "ampere+":
+        return _numbers(device.compute_capability) >= _numbers(_AMPERE)
+    return device.compute_capability in record.compute_capabilities
+
+
+def _numbers(version: str) -> list[int]:
+    """``10.14.1`` as numbers, to be compared; what is not a number is left out."""
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def read_engine_record(directory: Path) -> EngineRecord:
@@ -111,17 +156,30 @@ def read_engine_record(directory: Path) -> EngineRecord:
             compute_capabilities=tuple(data["compute_capabilities"]),
             gpu=data["gpu"],
             precision=data["precision"],
-            profiles=tuple(data["profiles"]),
+            profiles=tuple(_profile(profile) for profile in data["profiles"]),
             onnx_sha256=data["onnx_sha256"],
             plan_sha256=data["plan_sha256"],
+            options=dict(data.get("options", {})),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"{str(path)!r} has a missing or unknown entry: {error}; export the model again"
         ) from error
 
 
-def import_tensorrt(flavour: Flavour) -> ModuleType:
+def _profile(data: Mapping[str, Any]) -> Mapping[str, Mapping[str, list[int]]]:
+    """One profile, refused where it is not shapes (batch, length) of one input or more."""
+    if not data:
+        raise ValueError("a profile without inputs")
+    return {name: {key: _shape(shapes[key]) for key in _SHAPES} for name, shapes in data.items()}
+
+
+def _shape(sizes: Any) -> list[int]:
+    batch, length = sizes
+    return [int(batch), int(length)]
+
+
+def import_tensorrt(flavour: Flavour) -> TensorRt:
     """The Python module of a flavour.
 
     Raises:
@@ -129,9 +187,12 @@ def import_tensorrt(flavour: Flavour) -> ModuleType:
     """
     for name in _MODULES[flavour]:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except ImportError:
             continue
+        # Type stubs alone leave a folder of that name, which Python imports as an empty package.
+        if hasattr(module, "Builder"):
+            return cast("TensorRt", module)
     raise MissingDependencyError(flavour, flavour, f"an engine of flavour {flavour!r}")
 
 
@@ -154,7 +215,13 @@ def cuda_device() -> CudaDevice | None:
         _attribute(driver, attribute, device)
         for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR)
     )
-    return CudaDevice(name=name.value.decode(), compute_capability=f"{major}.{minor}")
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return CudaDevice(
+        name=name.value.decode(),
+        compute_capability=f"{major}.{minor}",
+        driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
+    )
 
 
 def _attribute(driver: ctypes.CDLL, attribute: int, device: ctypes.c_int) -> int:

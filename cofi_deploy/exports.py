@@ -18,6 +18,15 @@ from cofi_deploy.kinds import TASK_KINDS, TaskKind
 
 MANIFEST = "export.json"
 
+# Of a TensorRT engine. Not the GPUs: an engine is made again for the GPU that could not run it.
+_ENGINE_FLAGS = {
+    "builder_level": " --builder-level",
+    "hardware": " --hardware",
+    "version_compatible": " --version-compatible",
+    "refit": " --refit",
+    "strip": " --strip",
+}
+
 ExportFormat = Literal["onnx", "openvino", "trt", "triton"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
@@ -181,6 +190,12 @@ def rebuild_command(manifest: ExportManifest) -> str:
     for key, flag in (("batch_size", "--batch-size"), ("seq_len", "--seq-len")):
         if key in manifest.options:
             command += f" {flag} {':'.join(str(size) for size in manifest.options[key])}"
+    if "buckets" in manifest.options:
+        command += f" --buckets {','.join(str(size) for size in manifest.options['buckets'])}"
+    for key, flag in _ENGINE_FLAGS.items():
+        value = manifest.options.get("engine", {}).get(key)
+        if value is not None:
+            command += flag if value is True else f"{flag} {value}"
     return command
 
 

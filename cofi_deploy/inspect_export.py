@@ -5,6 +5,7 @@ In: a directory that `export` wrote. Out: a JSON-able description and its termin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cofi_deploy.artifacts import SCHEMA_VERSION
+from cofi_deploy.artifacts import SCHEMA_VERSION, read_json
 from cofi_deploy.errors import UsageError
 from cofi_deploy.exports import MANIFEST, check_export
+
+_LAYERS_FILE = "layers.json"  # of an engine
 
 
 def is_export(path: Path | None) -> bool:
@@ -42,7 +45,8 @@ def describe_export(directory: Path) -> dict[str, Any]:
 
     Returns:
         A JSON-able object; ``size_by_part`` is empty for formats whose parts cannot be told
-        apart, ``size_by_file`` has the bytes of every file of the artifact.
+        apart, ``size_by_file`` has the bytes of every file of the artifact, ``layers`` counts those
+        of an engine by part.
 
     Raises:
         ArtifactError: The manifest is not ours, or a file is missing or was changed.
@@ -60,6 +64,7 @@ def describe_export(directory: Path) -> dict[str, Any]:
         "size_bytes": sum(by_file.values()),
         "size_by_part": dict(manifest.size_by_part),
         "size_by_file": by_file,
+        **({"layers": _layers(directory)} if _LAYERS_FILE in by_file else {}),
         "arch": manifest.arch.to_json(),
     }
 
@@ -74,7 +79,32 @@ def render_export(description: Mapping[str, Any]) -> RenderableType:
     )
     parts, files = description["size_by_part"], description["size_by_file"]
     tables = [_table("Size by part", parts)] if parts else []
-    return Group(title, *tables, _table("Size by file", files))
+    tables.append(_table("Size by file", files))
+    if "layers" in description:
+        tables.append(_layers_table(description["layers"]))
+    return Group(title, *tables)
+
+
+def _layers(directory: Path) -> dict[str, Any]:
+    """How many layers an engine has in every part of the model, and of what they are layers."""
+    report = read_json(directory / _LAYERS_FILE)
+    counts = Counter(_part_name(layer) for layer in report["layers"])
+    return {"of": report["of"], "meaning": report["meaning"], "by_part": dict(counts)}
+
+
+def _part_name(layer: Mapping[str, Any]) -> str:
+    if layer["part"] is None:
+        return "shared"
+    return layer["part"] if layer["layer"] is None else f"layer {layer['layer']} {layer['part']}"
+
+
+def _layers_table(layers: Mapping[str, Any]) -> Table:
+    table = Table(title=layers["meaning"].capitalize(), title_justify="left")
+    table.add_column("")
+    table.add_column("layers", justify="right")
+    for name, count in layers["by_part"].items():
+        table.add_row(name, str(count))
+    return table
 
 
 def _table(title: str, sizes: Mapping[str, int]) -> Table:

@@ -119,6 +119,13 @@ def test_a_wrong_triple_says_what_is_expected(value: str) -> None:
     assert f"got '{value}', expected" in err
 
 
+@pytest.mark.parametrize("value", ["16,x", "0,16", "16,,32", ""])
+def test_wrong_buckets_say_what_is_expected(value: str) -> None:
+    code, _, err = run("export", "--format", "trt", "--buckets", value)
+    assert code == 2
+    assert f"got '{value}', expected lengths in tokens such as 32,64,128,384" in err
+
+
 def test_resume_without_an_unfinished_run_exits_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

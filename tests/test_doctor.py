@@ -91,6 +91,15 @@ def test_importing_doctor_imports_no_framework() -> None:
     assert not loaded & {"torch", "transformers", "onnx", "onnxruntime", "openvino", "datasets"}
 
 
+def test_a_folder_that_type_stubs_left_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_stubs_are_here").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = probe("a", "only_stubs_are_here", str, remedy="pip install it")
+    assert (found.state, found.remedy) == ("missing", "pip install it")
+
+
 @pytest.mark.parametrize(
     ("module", "name", "remedy"),
     [

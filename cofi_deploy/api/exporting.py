@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, Unpack
 
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.run_task import task_of_run
@@ -24,13 +24,14 @@ from cofi_deploy.export.calibration import (
     calibration_from_file,
     calibration_from_task,
 )
+from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
 from cofi_deploy.export.numerics import Precision
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.export.opsets import DEFAULT_OPSETS
-from cofi_deploy.export.tensorrt import export_tensorrt
+from cofi_deploy.export.tensorrt import export_tensorrt, refit_tensorrt
 from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
@@ -71,29 +72,29 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     max_drop: float | None = None,
     output: Path | None = None,
     backend: str | None = None,
-    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
     repository: Path | None = None,
     name: str | None = None,
     url: str | None = None,
     kserve: bool = False,
     plans: tuple[Path, ...] = (),
     settings: Mapping[str, Any] | None = None,
+    **engine: Unpack[EngineFlags],
 ) -> Path:
     """Turn a compact model, or any dense one of a supported family, into a deployable artifact.
 
     Args:
         model: Run or model directory; None means the newest finished run.
         format: `onnx`, `openvino`, `trt` or `triton`.
-        precision: Of the numbers in the artifact; int8 for onnx and openvino, fp16 for trt too.
+        precision: Of the numbers in the artifact; int8 is of the weights alone in an engine.
         calibration: Text, one in each line, that lossy numbers are fitted to and judged on; by
             default the data of the run.
         shrink_embeddings: Keep half of the vocabulary, and all that this text needs; at int8 also
             store word embeddings in 4 bits, if held-out text loses 0.5 points or less.
         align: What hidden size and FFN widths must be multiples of, as `train` cut them.
-        batch_size: Least, usual and largest batch: TensorRT's profile, Triton's largest batch;
+        batch_size: Least, usual and largest batch: TensorRT's profiles, Triton's largest batch;
             by default `BATCH_SIZE`.
-        seq_len: The same for tokens: TensorRT's profile, by default `SEQ_LEN`, and the lengths that
-            Triton warms up.
+        seq_len: The same for tokens: TensorRT's one profile, by default `SEQ_LEN`, and the lengths
+            that Triton warms up.
         opset: ONNX operator set; by default that of `DEFAULT_OPSETS` for the format.
         tune: Try several graphs and ways of opening them, and keep the fastest that is right.
         target: Where it is tuned for, such as `onnxruntime-cpu@1x128`.
@@ -101,7 +102,6 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             default as much as any lossy export.
         output: Directory to write; by default `exports/<name>/<format>`.
         backend: Of a Triton repository; by default onnxruntime.
-        flavour: Of a TensorRT engine.
         repository: A Triton repository to add the model to, as the next version of a known
             ``name``; instead of ``output``.
         name: Of the model on a Triton server; by default made from the run.
@@ -111,6 +111,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         plans: Engine directories, for backend tensorrt.
         settings: More of `TritonOptions`, by name. What is not given is as in the version before,
             where there is one.
+        engine: How a TensorRT engine is built, see `EngineOptions`; ``weights_into`` is a
+            refittable engine that is given the weights instead.
 
     Returns:
         The directory that was written; of an addition to a repository the version folder.
@@ -129,6 +131,12 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         "--set": settings,
     }
     _check_flags(format, triton_only, output)
+    built_before = {
+        "--precision": precision != "fp32",
+        "--batch-size": batch_size,
+        "--seq-len": seq_len,
+    }
+    engine_options, weights_into = _engine_options(format, engine, built_before)
     _check_opset(format, opset)
     _check_numbers(
         format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
@@ -150,14 +158,16 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             may_fix_shape=may_fix_shape(point, batch_size, seq_len),
         )
         return _export_tuned(request, directory)
+    if format == "trt" and weights_into is not None:
+        return refit_tensorrt(place.model, directory, engine=weights_into)
     if format == "trt":
         return export_tensorrt(
             place.model,
             directory,
             batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len or SEQ_LEN,
-            precision="fp16" if precision == "fp16" else "fp32",
-            flavour=flavour,
+            precision=precision,
+            options=engine_options,
         )
     if format == "triton":
         name = name or _triton_name(place)
@@ -191,6 +201,20 @@ def _export_tuned(request: TuningRequest, output: Path) -> Path:
     return output
 
 
+class EngineFlags(TypedDict, total=False):
+    """What `export --format trt` takes beside model, precision and shapes."""
+
+    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"]
+    buckets: tuple[int, ...] | None
+    builder_level: int | None
+    compute_capabilities: tuple[str, ...]
+    hardware: Literal["same", "ampere+", "same-capability"]
+    version_compatible: bool
+    refit: bool
+    strip: bool
+    weights_into: Path | None
+
+
 class _Lossy(TypedDict):
     precision: Precision
     text: CalibrationText | None
@@ -206,6 +230,37 @@ class _Service:
     plans: tuple[Path, ...]
     url: str | None
     kserve: bool
+
+
+def _engine_options(
+    format: str, flags: EngineFlags, built_before: Mapping[str, Any]
+) -> tuple[EngineOptions, Path | None]:
+    """The builder's options, and the engine that is only given new weights.
+
+    Args:
+        format: Of the export.
+        flags: What was typed for an engine.
+        built_before: More flags that a finished engine has answered already, with their values.
+    """
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    into = given.pop("weights_into", None)
+    options = EngineOptions(**given)
+    named = [_flag(name) for name in options.to_json()]
+    settled = [*named, *(flag for flag, value in built_before.items() if value)]
+    if format == "trt" and into is not None and settled:
+        raise UsageError(f"--weights-into keeps how the engine was built; leave {settled[0]} out")
+    if format != "trt" and (named or into is not None):
+        flag = (named or ["--weights-into"])[0]
+        raise UsageError(f"{flag} is for --format trt, got --format {format}; leave it out")
+    if options.buckets and built_before["--seq-len"]:
+        raise UsageError("give --buckets for several profiles, or --seq-len for one; not both")
+    return options, into
+
+
+def _flag(name: str) -> str:
+    """The flag of an engine's option, as it was typed."""
+    names = {"compute_capabilities": "compute-capability"}
+    return "--" + names.get(name, name.replace("_", "-"))
 
 
 def _export_service(model: Path, service: _Service, target: Path, repository: Path | None) -> Path:
@@ -233,8 +288,6 @@ def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -
     )
     if format == "triton" and precision != "fp32":
         raise UsageError(f"--precision {precision} is for the model itself; run: {onnx_first}")
-    if format == "trt" and precision not in {"fp32", "fp16"}:
-        raise UsageError(f"--precision is {precision}, allowed for --format trt: fp32, fp16")
     given = [flag for flag, value in lossy_only.items() if value]
     if format in {"trt", "triton"} and given:
         also = f"; run: {onnx_first}" if format == "triton" else ""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cofi_deploy.api.places import find_model
+from cofi_deploy.caches import cache_root
 from cofi_deploy.errors import RunnerError, UsageError
 from cofi_deploy.serve.triton_command import LOCAL_HOSTS, Launch, Server, ServerSettings
-from cofi_deploy.serve.triton_environment import cache_root
 from cofi_deploy.serve.triton_launchers import plan_launch
 from cofi_deploy.serve.triton_log import ModelNews, explain
 from cofi_deploy.serve.triton_ports import check_ports

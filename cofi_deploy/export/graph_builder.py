@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cofi_deploy.export.numerics import Numerics, Range
+from cofi_deploy.export.numerics import Computed, Numerics, Range
 from cofi_deploy.export.quantized import (
     NIBBLE_ZERO,
     Array,
@@ -27,12 +27,15 @@ from cofi_deploy.export.quantized import (
     quantized_matrix,
 )
 
-Computed = Literal["fp32", "fp16"]
 # Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
 Pick = Callable[[str, str], str]
 
-_DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}
-_ONNX_TYPES: dict[Computed, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+_DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}  # numpy has no bf16
+_ONNX_TYPES: dict[Computed, int] = {
+    "fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+}
 WORDS = "encoder.embeddings.word.weight"
 
 
@@ -46,7 +49,7 @@ class GraphBuilder:
         self.numerics = numerics
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
-        self._usual: Computed = "fp16" if numerics.precision == "fp16" else "fp32"
+        self._usual: Computed = numerics.computed
         self._computed: Computed = self._usual
         self._is_exact = False
         self._tensors: set[str] = set()
@@ -99,7 +102,7 @@ class GraphBuilder:
     def number(self, name: str, value: float) -> str:
         """A scalar of the precision that is computed in."""
         own_name = name if self._computed == self._usual else f"{name}_{self._computed}"
-        return self.constant(own_name, np.asarray(value, dtype=_DTYPES[self._computed]))
+        return self._in_computed(own_name, np.asarray(value))
 
     def integers(self, name: str, values: Sequence[int]) -> str:
         """A list of int64, for axes and shapes."""
@@ -112,7 +115,7 @@ class GraphBuilder:
     def parameter(self, name: str, *, transpose: bool = False) -> str:
         """A weight of the model under its own name, in the precision that is computed in."""
         value = self.weights[name].T if transpose else self.weights[name]
-        return self.constant(name, value.astype(_DTYPES[self._computed]))
+        return self._in_computed(name, value)
 
     def rows(self, name: str, pick: Pick, output: str, *, plus: str | None = None) -> str:
         """Rows of a table of embeddings, by ``pick(table, output)``, as numbers to compute with.
@@ -126,7 +129,7 @@ class GraphBuilder:
             output: Name of the result.
             plus: A parameter of one row that is added to all of them.
         """
-        if self.numerics.precision not in {"bf16", "int8"}:
+        if self.numerics.precision == "fp32" or self._usual != "fp32":
             table = self.parameter(name)
             if plus is not None:
                 # A sum of two constants, which runtimes work out when they open the file.
@@ -220,14 +223,27 @@ class GraphBuilder:
 
     def _product(self, x: str, module: str) -> str:
         name, output = f"{module}.weight", f"{module}.product"
-        if module in self.numerics.int8:
+        if module in self.numerics.int8 and self.numerics.strongly_typed:
+            weight = self._weight_of_bytes(name)
+        elif module in self.numerics.int8:
             return self._int8_product(x, module, self.numerics.int8[module])
-        if self.numerics.precision == "bf16" and not self._is_exact:
+        elif self.numerics.precision == "bf16" and self._usual == "fp32" and not self._is_exact:
             stored = self._bfloat16(name, self.weights[name].T)
             weight = self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
         else:
             weight = self.parameter(name, transpose=True)
         return self.node("MatMul", [x, weight], output)
+
+    def _weight_of_bytes(self, name: str) -> str:
+        """Signed bytes with one scale for each output, as numbers to compute with."""
+        rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
+        names = [
+            self.constant(name, rows.T),
+            self.constant(f"scales.{name}", scales[:, 0]),
+            self.constant(f"zeros.{name}", np.zeros(len(scales), dtype=np.int8)),
+        ]
+        numbers = self.node("DequantizeLinear", names, f"{name}.numbers", axis=1)
+        return self._cast(numbers, self._computed, f"{name}.{self._computed}", given="fp32")
 
     def _int8_product(self, x: str, module: str, limits: Range | None) -> str:
         """A product of bytes: unsigned inputs, signed weights with one scale for each output."""
@@ -261,6 +277,12 @@ class GraphBuilder:
         sums = self.node("Cast", [sums], f"{output}.numbers", to=TensorProto.FLOAT)
         both = self.node("Mul", [outputs[1], scale], f"{output}.scale")
         return self.node("Mul", [sums, both], output)
+
+    def _in_computed(self, name: str, value: Array) -> str:
+        """An initializer of the type that is computed in."""
+        if self._computed == "bf16":
+            return self._bfloat16(name, value)
+        return self.constant(name, value.astype(_DTYPES[self._computed]))
 
     def _bfloat16(self, name: str, value: Array) -> str:
         """An initializer of the upper 16 bits of fp32 numbers, rounded to nearest, ties to even."""

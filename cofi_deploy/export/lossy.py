@@ -53,7 +53,7 @@ def choose_numerics(
     *,
     static: bool = True,
     word_bits: WordBits = 8,
-    fp32_softmax: bool = True,
+    strongly_typed: bool = False,
 ) -> Numerics:
     """Decide what is computed in which numbers.
 
@@ -64,20 +64,28 @@ def choose_numerics(
         static: At int8, fix the ranges of activations now, so that a text gets the same answer
             whatever is in its batch. Else they are found at run time, for each batch.
         word_bits: At int8, of each number in the table of word embeddings.
-        fp32_softmax: At fp16; off for runtimes that fuse attention in half precision.
+        strongly_typed: For runtimes that compute in the graph's own types, see `Numerics`. They
+            fuse attention in half precision only where its softmax is, too.
 
     Raises:
         ExportError: Numbers that no sublayer in fp32 can save at fp16.
     """
     if precision == "fp16":
         sublayers = _beyond_fp16(model, rows)
-        return Numerics(precision="fp16", fp32_sublayers=sublayers, fp32_softmax=fp32_softmax)
+        return Numerics(precision="fp16", fp32_sublayers=sublayers, fp32_softmax=not strongly_typed)
     if precision == "int8":
         modules = quantized_modules(model.arch)
+        if strongly_typed:
+            return Numerics(
+                precision="int8",
+                fp32_sublayers=_beyond_fp16(model, rows),
+                int8=dict.fromkeys(modules),
+                strongly_typed=True,
+            )
         ranges = _input_ranges(model, rows) if static else {}
         int8 = {name: ranges.get(name) for name in modules}
         return Numerics(precision="int8", int8=int8, word_bits=word_bits)
-    return Numerics(precision=precision)
+    return Numerics(precision=precision, strongly_typed=strongly_typed)
 
 
 def quantized_modules(arch: Arch) -> list[str]:

@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 WordBits = Literal[4, 8]
+Computed = Literal["fp32", "fp16", "bf16"]
 
 Range = tuple[float, float]  # smallest and largest value of a tensor
 
@@ -30,14 +31,19 @@ class Numerics:
     are stored as bytes with one scale for each row, and the products named in ``int8`` are
     computed on bytes. LayerNorm, the task's head and the outputs are fp32 in each of them.
 
+    Strongly typed runtimes compute in the types that a graph has, and on bytes only where weights
+    are: there bf16 is what is computed in, and int8 is an fp16 graph in which the products named
+    in ``int8`` store their weights as bytes.
+
     Attributes:
         precision: See above.
-        fp32_sublayers: Of an fp16 graph: `encoder.layers.<n>.attention`, `.ffn` or
-            `encoder.embeddings` where the numbers go beyond fp16.
+        fp32_sublayers: Of a graph that computes in fp16: `encoder.layers.<n>.attention`, `.ffn`
+            or `encoder.embeddings` where the numbers go beyond it.
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
         word_bits: Of an int8 graph: of each number in the table of word embeddings, its largest.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
+        strongly_typed: See above.
     """
 
     precision: Precision = "fp32"
@@ -45,11 +51,27 @@ class Numerics:
     fp32_softmax: bool = False
     word_bits: WordBits = 8
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
+    strongly_typed: bool = False
+
+    @property
+    def computed(self) -> Computed:
+        """What most of the graph is computed in."""
+        if self.strongly_typed and self.precision == "int8":
+            return "fp16"
+        if self.precision == "fp16" or (self.strongly_typed and self.precision == "bf16"):
+            return self.precision
+        return "fp32"
 
     def to_json(self) -> dict[str, Any]:
         """What `export.json` says beyond the name of the precision."""
         if self.precision == "fp16":
             return {"fp32_sublayers": sorted(self.fp32_sublayers)}
+        if self.precision == "int8" and self.strongly_typed:
+            return {
+                "int8_products": len(self.int8),
+                "int8_activations": "fp16",
+                "fp32_sublayers": sorted(self.fp32_sublayers),
+            }
         if self.precision != "int8":
             return {}
         stored = {"int8_products": len(self.int8), "word_bits": self.word_bits}

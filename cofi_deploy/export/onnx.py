@@ -8,6 +8,7 @@ and transformers.js conventions accept. The graph itself is written in `graph.py
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from cofi_deploy.export.manifest import (
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, WordBits, check_precision
 from cofi_deploy.export.opsets import DEFAULT_OPSET, check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
+from cofi_deploy.export.rounding import rounded_to_bf16
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
@@ -173,15 +175,25 @@ def write_onnx(
     onnx.helper.set_model_props(proto, props)
     onnx.save_model(proto, path)
     check_onnx(path, source.arch)
-    infer = onnxruntime_infer(path)
+    runtime, infer = _RUNTIME, onnxruntime_infer
+    if numerics.computed == "bf16":
+        runtime, infer = f"{_RUNTIME}, rounded to bf16", _rounded_infer
     return check_answers(
-        infer,
+        infer(path),
         source,
         model,
-        runtime=_RUNTIME,
+        runtime=runtime,
         precision=numerics.precision,
         yardstick=yardstick,
     )
+
+
+def _rounded_infer(path: Path) -> Infer:
+    """Runs a graph that computes in bf16, for which there are no kernels on the CPU."""
+    with tempfile.TemporaryDirectory(prefix="cofi-deploy-") as scratch:
+        rounded = Path(scratch) / MODEL_FILE
+        onnx.save_model(rounded_to_bf16(onnx.load(path)), rounded)
+        return onnxruntime_infer(rounded)
 
 
 def check_onnx(path: Path, arch: Arch) -> None:

@@ -144,6 +144,11 @@ def _engine_problems(
             "with --flavour tensorrt on the GPU that will serve, or choose --backend onnxruntime"
         ]
     problems = []
+    if record.is_stripped:
+        problems.append(
+            f"{what} was stripped of its weights; put them in: cofi-deploy export "
+            f"{manifest.source_path} --format trt --weights-into {manifest.directory}"
+        )
     if len(record.compute_capabilities) != 1:
         problems.append(
             f"{what} is for compute capabilities {', '.join(record.compute_capabilities)}, "
@@ -175,7 +180,7 @@ def _problems_together(records: list[EngineRecord]) -> list[str]:
     if len({len(record.profiles) for record in records}) > 1:
         problems.append(
             "the engines have different numbers of optimization profiles; build all of them with "
-            "the same --batch-size and --seq-len"
+            "the same --batch-size and --seq-len or --buckets"
         )
     return problems
 

@@ -1,7 +1,7 @@
 """Where the time of one inference goes: part by part, against its operations.
 
 In: an artifact and an operating point. Out: `Profile`, whose parts add up to the measured time of
-an unprofiled inference. Next files: `profile_folding.py`, `profile_explanation.py`.
+an unprofiled inference. Next files: `parts.py`, `profile_explanation.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cofi_deploy.arch import Arch
 from cofi_deploy.errors import UsageError
 from cofi_deploy.exports import read_manifest
 from cofi_deploy.kinds import TaskKind, is_per_token
+from cofi_deploy.parts import PARTS, Part, Place, Run
 from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
 from cofi_deploy.serve.inputs import Tensors, random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.profile_folding import PARTS, Part, Place, Run
 from cofi_deploy.serve.profile_peak import peak_gflops
 from cofi_deploy.serve.runner import Runner, RunnerSettings, open_runner
 from cofi_deploy.serve.subject import Subject

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from cofi_deploy.parts import PARTS
 from cofi_deploy.serve import svg
-from cofi_deploy.serve.profile_folding import PARTS
 
 Profile = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cofi_deploy.serve.profile_folding import PARTS
+from cofi_deploy.parts import PARTS
 
 Profile = Mapping[str, Any]
 PartRow = dict[str, Any]

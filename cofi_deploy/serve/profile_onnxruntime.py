@@ -17,9 +17,9 @@ import onnx
 import onnxruntime as ort
 
 from cofi_deploy.exports import SessionChoice
+from cofi_deploy.parts import Node, Place, Run, place_nodes
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import Tensors
-from cofi_deploy.serve.profile_folding import Node, Place, Run, place_nodes
 from cofi_deploy.serve.runner import RunnerSettings
 from cofi_deploy.serve.runner_onnxruntime import (
     choice_for,

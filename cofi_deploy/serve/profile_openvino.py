@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cofi_deploy.parts import Node, Place, Run, place_nodes
 from cofi_deploy.serve.inputs import Tensors
-from cofi_deploy.serve.profile_folding import Node, Place, Run, place_nodes
 from cofi_deploy.serve.runner import RunnerSettings
 from cofi_deploy.serve.runner_openvino import compile_export, static_shape
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy.typing as npt
 import torch
@@ -25,10 +25,15 @@ from cofi_deploy.engines import (
     import_tensorrt,
 )
 from cofi_deploy.errors import MissingDependencyError, RunnerError
-from cofi_deploy.exports import rebuild_command
+from cofi_deploy.exports import ExportManifest, rebuild_command
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
+
+if TYPE_CHECKING:
+    import tensorrt as types
+
+    from cofi_deploy.tensorrt_api import TensorRt
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +69,12 @@ def open_session(artifact: Path, settings: RunnerSettings) -> TensorRtSession:
             f"{settings.runtime!r}; open it with {record.flavour!r}"
         )
     check_precision(settings.runtime, settings.precision, (record.precision,))
+    _check_whole(artifact, manifest, record)
     trt = import_tensorrt(record.flavour)
-    engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan.read_bytes())
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    # Such a plan brings the code that reads it.
+    runtime.engine_host_code_allowed = bool(record.options.get("version_compatible"))
+    engine: Any = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise RunnerError(
             f"{record.flavour} {trt.__version__} refuses {str(plan)!r}; "
@@ -74,6 +83,15 @@ def open_session(artifact: Path, settings: RunnerSettings) -> TensorRtSession:
     tensors = _tensors(trt, engine)
     limits = InputLimits.from_arch(manifest.arch, tuple(tensors.inputs))
     return TensorRtSession(engine, tensors, record, limits)
+
+
+def _check_whole(artifact: Path, manifest: ExportManifest, record: EngineRecord) -> None:
+    """Without its weights an engine would answer anything."""
+    if record.is_stripped:
+        raise RunnerError(
+            f"engine {str(artifact)!r} was stripped of its weights; put them in: cofi-deploy "
+            f"export {manifest.source_path} --format trt --weights-into {artifact}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +109,14 @@ class TensorRtSession:
 
     def __init__(
         self,
-        engine: Any,
+        engine: types.ICudaEngine,
         tensors: EngineTensors,
         record: EngineRecord,
         limits: InputLimits,
     ) -> None:
         """Take a deserialized engine."""
-        self._engine = engine
-        self._context = engine.create_execution_context()
+        self._engine: Any = engine
+        self._context: Any = engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._tensors = tensors
         self._profiles = [profile_range(profile) for profile in record.profiles]
@@ -175,7 +193,7 @@ def matching_profile(profiles: list[tuple[Shape, Shape]], shape: Shape) -> int:
         allowed = ", ".join(f"{_text(low)} to {_text(high)}" for low, high in profiles)
         raise RunnerError(
             f"inputs have shape {_text(shape)}, but the engine takes {allowed}; build it again "
-            "with other --batch-size and --seq-len"
+            "with other --batch-size and --seq-len or --buckets"
         )
     return min(fitting)[1]
 
@@ -184,7 +202,7 @@ def _text(shape: Shape) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def _tensors(trt: Any, engine: Any) -> EngineTensors:
+def _tensors(trt: TensorRt, engine: types.ICudaEngine) -> EngineTensors:
     inputs: dict[str, torch.dtype] = {}
     outputs: dict[str, torch.dtype] = {}
     for index in range(engine.num_io_tensors):
@@ -194,7 +212,7 @@ def _tensors(trt: Any, engine: Any) -> EngineTensors:
     return EngineTensors(inputs=inputs, outputs=outputs)
 
 
-def _torch_dtype(trt: Any, dtype: Any) -> torch.dtype:
+def _torch_dtype(trt: TensorRt, dtype: types.DataType) -> torch.dtype:
     known = {
         trt.DataType.INT64: torch.int64,
         trt.DataType.INT32: torch.int32,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.caches import cache_root
 from cofi_deploy.errors import ArtifactError, EnvironmentProblem
 
 REQUIREMENTS = Path(__file__).with_name("triton_requirements.txt")
@@ -97,15 +98,6 @@ class _Interpreter:
     path: str
     python: tuple[int, int]
     libraries: Path
-
-
-def cache_root() -> Path:
-    """`$COFI_DEPLOY_CACHE`, else `$XDG_CACHE_HOME/cofi-deploy`, else `~/.cache/cofi-deploy`."""
-    named = os.environ.get("COFI_DEPLOY_CACHE")
-    if named:
-        return Path(named).absolute()
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache").absolute() / "cofi-deploy"
 
 
 def unsupported_reason() -> str | None:

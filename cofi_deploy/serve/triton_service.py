@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from cofi_deploy.caches import cache_root
 from cofi_deploy.errors import (
     EnvironmentProblem,
     MissingDependencyError,
@@ -27,7 +28,6 @@ from cofi_deploy.errors import (
 from cofi_deploy.exports import ExportManifest
 from cofi_deploy.serve.exported import open_export
 from cofi_deploy.serve.triton_command import ServerSettings
-from cofi_deploy.serve.triton_environment import cache_root
 from cofi_deploy.serve.triton_launchers import find_tritonserver, plan_launch
 from cofi_deploy.serve.triton_log import explain
 from cofi_deploy.serve.triton_ports import on_free_ports

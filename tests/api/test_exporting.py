@@ -58,7 +58,33 @@ def test_an_unknown_format_names_the_nearest():
 @pytest.mark.parametrize(
     ("format_", "asked", "words"),
     [
-        ("trt", {"precision": "int8"}, "--precision is int8, allowed for --format trt: fp32, fp16"),
+        ("onnx", {"buckets": (16,)}, "--buckets is for --format trt, got --format onnx; leave it"),
+        ("onnx", {"strip": True}, "--strip is for --format trt, got --format onnx; leave it out"),
+        (
+            "openvino",
+            {"compute_capabilities": ("8.9",)},
+            "--compute-capability is for --format trt, got --format openvino; leave it out",
+        ),
+        (
+            "triton",
+            {"weights_into": Path("engine")},
+            "--weights-into is for --format trt, got --format triton; leave it out",
+        ),
+        (
+            "trt",
+            {"buckets": (16, 64), "seq_len": (1, 8, 16)},
+            "give --buckets for several profiles, or --seq-len for one; not both",
+        ),
+        (
+            "trt",
+            {"weights_into": Path("engine"), "builder_level": 2},
+            "--weights-into keeps how the engine was built; leave --builder-level out",
+        ),
+        (
+            "trt",
+            {"weights_into": Path("engine"), "precision": "fp16"},
+            "--weights-into keeps how the engine was built; leave --precision out",
+        ),
         (
             "triton",
             {"precision": "int8"},
@@ -77,7 +103,7 @@ def test_an_unknown_format_names_the_nearest():
         ),
     ],
 )
-def test_numbers_that_a_format_has_not_are_refused_with_the_way_on(tiny_run, format_, asked, words):
+def test_options_that_a_format_has_not_are_refused_with_the_way_on(tiny_run, format_, asked, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         api.export(tiny_run, format=format_, **asked)
 

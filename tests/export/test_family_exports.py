@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from cofi_deploy.engines import read_engine_record
 from cofi_deploy.errors import ConfigError
 from cofi_deploy.export.calibration import CalibrationText
+from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.numerics import Numerics
 from cofi_deploy.export.onnx import MODEL_FILE, export_onnx, onnxruntime_infer
@@ -146,8 +147,11 @@ def test_openvino_takes_the_three_inputs_and_answers_like_torch(family, family_m
     check_answers(openvino_infer(directory / "openvino_model.xml"), family_model(family))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("family", ["distilbert", "electra", "roberta"])
+@pytest.mark.parametrize(
+    "precision",
+    ["fp16", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fp32", "bf16", "int8"))],
+)
+@pytest.mark.parametrize("family", ["bert", *RELATIVES])
 def test_engines_build_and_keep_an_input_that_is_not_used(
     family, precision, family_model, tmp_path, caplog
 ):
@@ -157,7 +161,7 @@ def test_engines_build_and_keep_an_input_that_is_not_used(
         family_model(family),
         tmp_path / "trt",
         precision=precision,
-        flavour="tensorrt-rtx",
+        options=EngineOptions(flavour="tensorrt-rtx"),
         **SHAPES,
     )
     arch = check_export(directory).arch

@@ -221,7 +221,7 @@ def test_a_model_that_is_not_finite_is_named_before_anything_is_chosen(opened):
 def test_softmax_is_fp32_unless_a_runtime_fuses_it_in_half(opened):
     model, rows = opened(**WIDE)
     for fp32_softmax in (True, False):
-        numerics = choose_numerics(model, "fp16", rows, fp32_softmax=fp32_softmax)
+        numerics = choose_numerics(model, "fp16", rows, strongly_typed=not fp32_softmax)
         proto = onnx.shape_inference.infer_shapes(
             onnx_from_model(model, opset=17, numerics=numerics), strict_mode=True
         )

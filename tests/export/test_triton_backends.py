@@ -31,8 +31,8 @@ SHAPES = {"min": [1, 16], "opt": [8, 32], "max": [32, 48]}
 def write_engine(tmp_path, write_model):
     """Write what `export --format trt` leaves, with bytes that no TensorRT has built."""
 
-    def write(capability="8.9", *, shapes=(SHAPES,), flavour="tensorrt", model=None, **changes):
-        source, _ = open_source(model or write_model())
+    def write(capability="8.9", *, shapes=(SHAPES,), flavour="tensorrt", options=None, **changes):
+        source, _ = open_source(write_model())
         source = replace(source, **changes)
         directory = tmp_path / f"engine_{len(list(tmp_path.iterdir()))}"
         directory.mkdir()
@@ -47,6 +47,7 @@ def write_engine(tmp_path, write_model):
                 "precision": "fp16",
                 "profiles": [dict.fromkeys(INPUT_NAMES, shape) for shape in shapes],
                 "onnx_sha256": "0" * 64,
+                "options": options or {},
                 "plan_sha256": sha256_file(directory / "model.plan"),
             },
         )
@@ -172,6 +173,27 @@ def test_an_engine_that_cannot_be_served_is_refused(
 ):
     with pytest.raises(ConfigError, match=re.escape(words)):
         write(tmp_path, write_model(), write_engine(**changes))
+
+
+def test_an_engine_without_its_weights_is_refused(write_engine, write_model, tmp_path):
+    engine = write_engine(options={"strip": True})
+    words = f"was stripped of its weights; put them in: cofi-deploy export {write_model()} --format"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        write(tmp_path, write_model(), engine)
+
+
+def test_buckets_are_profiles_that_every_instance_opens(write_engine, write_model, tmp_path):
+    shapes = tuple(
+        {"min": [1, low], "opt": [8, high], "max": [32, high]}
+        for low, high in ((1, 16), (17, 32), (33, 64))
+    )
+    artifact = write(tmp_path, write_model(), write_engine(shapes=shapes), warmup_lengths=(8, 32))
+    config = read_config(tmp_path / "models" / "tiny" / "config.pbtxt")
+    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
+    assert {sample.name for sample in config.model_warmup} == {
+        f"length_{length}_batch_{size}" for length in (8, 32) for size in (1, 32)
+    }
+    assert artifact.options.length_buckets[-1] == 64
 
 
 def test_engines_that_do_not_belong_together_are_reported_together(

@@ -17,11 +17,11 @@ from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.loading import save_compact
 from cofi_deploy.model import CofiConfig, build
 from cofi_deploy.openvino_core import openvino_core
+from cofi_deploy.parts import Place
 from cofi_deploy.serve import profile as profiling
 from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.serve.profile import parts_of, profile, profiles_for
 from cofi_deploy.serve.profile_explanation import explanations_for
-from cofi_deploy.serve.profile_folding import Place
 from cofi_deploy.serve.profile_peak import peak_gflops
 from cofi_deploy.serve.runner import availability
 from tests.families import dense_arch_of

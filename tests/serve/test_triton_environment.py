@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from cofi_deploy.caches import cache_root
 from cofi_deploy.errors import EnvironmentProblem
 from cofi_deploy.serve import triton_environment
 from cofi_deploy.serve.triton_environment import (
     MARKER,
     TritonEnvironment,
-    cache_root,
     find_environment,
     planned_environment,
     prepare_environment,

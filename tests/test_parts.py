@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cofi_deploy.serve.profile_folding import Node, Place, place_nodes, place_of
+from cofi_deploy.parts import Node, Place, place_nodes, place_of
 
 
 @pytest.mark.parametrize(
