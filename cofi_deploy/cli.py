@@ -196,7 +196,8 @@ def train(**flags: Any) -> None:
 @click.option(
     "--shrink-embeddings",
     is_flag=True,
-    help="Keep half of the vocabulary, and all that this text needs.",
+    help="Keep half of the vocabulary, and all that this text needs; at int8 also store word "
+    "embeddings in 4 bits, if held-out text loses 0.5 points or less.",
 )
 @click.option(
     "--batch-size",

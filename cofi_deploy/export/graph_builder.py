@@ -13,13 +13,20 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cofi_deploy.export.numerics import Computed, Numerics, Range
+from cofi_deploy.export.quantized import (
+    NIBBLE_ZERO,
+    Array,
+    affine,
+    bfloat16_bits,
+    nibbles,
+    quantized,
+    quantized_matrix,
+)
 
-Array = npt.NDArray[Any]
 # Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
 Pick = Callable[[str, str], str]
 
@@ -29,10 +36,7 @@ _ONNX_TYPES: dict[Computed, int] = {
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
 }
-_INT8_MAX, _UINT8_MAX = 127, 255
-# Two signed bytes of this sum, times the largest unsigned byte, fit into 16 bits: 128 * 255.
-_PAIR_MAX = 128
-_SCALES = 17
+WORDS = "encoder.embeddings.word.weight"
 
 
 class GraphBuilder:
@@ -141,9 +145,32 @@ class GraphBuilder:
         if self.numerics.precision == "bf16":
             stored = self._bfloat16(name, self.weights[name])
             return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
+        if name == WORDS and self.numerics.word_bits == 4:
+            return self._numbers_of_nibbles(name, pick, output)
         rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
         picked = pick(self.constant(name, rows), f"{output}.int8")
         numbers = self.node("Cast", [picked], f"{output}.numbers", to=TensorProto.FLOAT)
+        scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
+        return self.node("Mul", [numbers, scale], output)
+
+    def _numbers_of_nibbles(self, name: str, pick: Pick, output: str) -> str:
+        """Two numbers of 4 bits in a byte, in arithmetic that every runtime has at every opset."""
+        table = self.weights[name].astype(np.float32)
+        packed, scales = nibbles(table)
+        picked = pick(self.constant(name, packed), f"{output}.packed")  # (..., width / 2)
+        byte = self.node("Cast", [picked], f"{output}.bytes", to=TensorProto.FLOAT)
+        shift = self.number("sixteen", 16.0)
+        shifted = self.node("Div", [byte, shift], f"{output}.shifted")
+        high = self.node("Floor", [shifted], f"{output}.high")
+        above = self.node("Mul", [high, shift], f"{output}.above")
+        low = self.node("Sub", [byte, above], f"{output}.low")
+        both = self.node("Concat", [low, high], f"{output}.both", axis=-1)  # (..., width)
+        if table.shape[1] % 2:
+            ends = [self.integers("zero", [0]), self.integers(f"{name}.width", [table.shape[1]])]
+            last = self.integers("last_axis", [-1])
+            both = self.node("Slice", [both, *ends, last], f"{output}.even")
+        zero = self.number("nibble_zero", float(NIBBLE_ZERO))
+        numbers = self.node("Sub", [both, zero], f"{output}.numbers")
         scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
         return self.node("Mul", [numbers, scale], output)
 
@@ -264,68 +291,3 @@ class GraphBuilder:
                 name, TensorProto.BFLOAT16, value.shape, bfloat16_bits(value).tobytes(), raw=True
             )
         return name
-
-
-def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
-    """Signed bytes and scales: ``value`` is about ``bytes * scales``.
-
-    Args:
-        value: Any shape.
-        axis: Along which values share a scale; the scales keep it with size 1.
-    """
-    extremes = np.abs(value).max(axis=axis, keepdims=True)
-    scales = np.where(extremes > 0, extremes / _INT8_MAX, 1.0).astype(np.float32)
-    return np.rint(value / scales).astype(np.int8), scales
-
-
-def quantized_matrix(weight: Array) -> tuple[Array, Array]:
-    """Like `quantized`, for a matrix (outputs, inputs) that is multiplied by unsigned bytes.
-
-    Processors without VNNI add the products of inputs 2k and 2k + 1 in 16 bits, and cut off in
-    silence what does not fit. So the two weights together stay within 128, which fits, and the
-    artifact answers the same on every processor, whatever its session options are. Of several
-    scales each output takes the one whose bytes are closest to its weights.
-
-    Source:
-        Intel's vpmaddubsw, which ONNX Runtime and oneDNN (OpenVINO) use for AVX2.
-    """
-    least = np.where(weight.any(axis=1, keepdims=True), np.abs(weight), 1.0).max(axis=1) / _INT8_MAX
-    best_rows = np.zeros(weight.shape, dtype=np.int8)
-    best_scales = np.ones((len(weight), 1), dtype=np.float32)
-    best_error = np.full((len(weight), 1), np.inf)
-    for factor in np.linspace(1.0, 2.0, _SCALES):  # at 2 every pair fits as it is
-        scales = (factor * least[:, None]).astype(np.float32)  # (outputs, 1)
-        rows = _fitting(np.rint(weight / scales).astype(np.int16))
-        error = np.square(rows * scales - weight).sum(axis=1, keepdims=True)
-        better = error < best_error
-        best_rows = np.where(better, rows, best_rows).astype(np.int8)
-        best_scales = np.where(better, scales, best_scales)
-        best_error = np.where(better, error, best_error)
-    return best_rows, best_scales
-
-
-def _fitting(rows: Array) -> Array:
-    """Pairs that together are beyond 128 or -128 lose the rest, each about half of it."""
-    even, odd = rows[:, : rows.shape[1] // 2 * 2 : 2], rows[:, 1::2]
-    excess = np.maximum(np.abs(even + odd) - _PAIR_MAX, 0)  # other signs never reach it
-    more, less = (excess + 1) // 2, excess // 2
-    first_is_larger = np.abs(even) >= np.abs(odd)
-    fitted = rows.copy()
-    fitted[:, : rows.shape[1] // 2 * 2 : 2] -= np.sign(even) * np.where(first_is_larger, more, less)
-    fitted[:, 1::2] -= np.sign(odd) * np.where(first_is_larger, less, more)
-    return fitted
-
-
-def affine(limits: Range) -> tuple[Array, Array]:
-    """Scale and zero point that spread a range, widened to hold 0, over unsigned bytes."""
-    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    scale = max((high - low) / _UINT8_MAX, float(np.finfo(np.float32).tiny))
-    zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
-    return np.asarray(scale, dtype=np.float32), np.asarray(zero, dtype=np.uint8)
-
-
-def bfloat16_bits(value: Array) -> Array:
-    """The bits of bfloat16, as uint16, of finite fp32 numbers."""
-    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    return (rounded >> np.uint32(16)).astype("<u2")

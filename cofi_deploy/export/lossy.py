@@ -19,7 +19,7 @@ from cofi_deploy.errors import ExportError
 from cofi_deploy.export.activations import Extremes, Inputs, scan_activations
 from cofi_deploy.export.calibration import Row
 from cofi_deploy.export.graph import onnx_from_model
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range, WordBits
 from cofi_deploy.export.parity import batch_of
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -52,6 +52,7 @@ def choose_numerics(
     rows: Sequence[Row],
     *,
     static: bool = True,
+    word_bits: WordBits = 8,
     strongly_typed: bool = False,
 ) -> Numerics:
     """Decide what is computed in which numbers.
@@ -62,6 +63,7 @@ def choose_numerics(
         rows: Real text, run through the model at fp16 and at int8.
         static: At int8, fix the ranges of activations now, so that a text gets the same answer
             whatever is in its batch. Else they are found at run time, for each batch.
+        word_bits: At int8, of each number in the table of word embeddings.
         strongly_typed: For runtimes that compute in the graph's own types, see `Numerics`. They
             fuse attention in half precision only where its softmax is, too.
 
@@ -81,7 +83,8 @@ def choose_numerics(
                 strongly_typed=True,
             )
         ranges = _input_ranges(model, rows) if static else {}
-        return Numerics(precision="int8", int8={name: ranges.get(name) for name in modules})
+        int8 = {name: ranges.get(name) for name in modules}
+        return Numerics(precision="int8", int8=int8, word_bits=word_bits)
     return Numerics(precision=precision, strongly_typed=strongly_typed)
 
 

@@ -16,6 +16,7 @@ from cofi_deploy.errors import ConfigError, did_you_mean
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+WordBits = Literal[4, 8]
 Computed = Literal["fp32", "fp16", "bf16"]
 
 Range = tuple[float, float]  # smallest and largest value of a tensor
@@ -39,6 +40,7 @@ class Numerics:
         fp32_sublayers: Of a graph that computes in fp16: `encoder.layers.<n>.attention`, `.ffn`
             or `encoder.embeddings` where the numbers go beyond it.
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
+        word_bits: Of an int8 graph: of each number in the table of word embeddings, its largest.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
         strongly_typed: See above.
@@ -47,6 +49,7 @@ class Numerics:
     precision: Precision = "fp32"
     fp32_sublayers: frozenset[str] = frozenset()
     fp32_softmax: bool = False
+    word_bits: WordBits = 8
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
     strongly_typed: bool = False
 
@@ -71,11 +74,11 @@ class Numerics:
             }
         if self.precision != "int8":
             return {}
+        stored = {"int8_products": len(self.int8), "word_bits": self.word_bits}
         if not self.int8:
-            return {"int8_products": 0}
+            return stored
         is_static = None not in self.int8.values()
-        activations = "static" if is_static else "dynamic"
-        return {"int8_products": len(self.int8), "int8_activations": activations}
+        return {**stored, "int8_activations": "static" if is_static else "dynamic"}
 
 
 FP32 = Numerics()

@@ -22,6 +22,7 @@ from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows, text_options
 from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
     Source,
@@ -30,13 +31,14 @@ from cofi_deploy.export.manifest import (
     write_config_and_tokenizer,
     write_manifest,
 )
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, WordBits, check_precision
 from cofi_deploy.export.opsets import DEFAULT_OPSET, check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.rounding import rounded_to_bf16
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
+from cofi_deploy.export.word_bits import choose_word_bits
 from cofi_deploy.exports import ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -70,7 +72,8 @@ def export_onnx(
             it, a CPU gains the size only; bf16 halves the file alone.
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
             is what a lossy file is judged on. Without it int8 finds its ranges at run time.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 4 bits for
+            each number of its table, where held-out text allows it (`word_bits.py`).
 
     Returns:
         ``output``.
@@ -86,7 +89,13 @@ def export_onnx(
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
     source, model = opened.source, opened.model
     rows = calibration_rows(source, text)
-    numerics = choose_numerics(model, precision, rows, static=text is not None)
+    numerics = choose_numerics(
+        model,
+        precision,
+        rows,
+        static=text is not None,
+        word_bits=opened.word_bits(precision),
+    )
     with atomic_directory(output) as directory:
         parity = write_onnx(
             source,
@@ -118,6 +127,12 @@ class Opened:
     model: CofiPreTrainedModel
     yardstick: Yardstick | None
     options: dict[str, Any]
+
+    def word_bits(self, precision: Precision) -> WordBits:
+        """Of each number in the table of word embeddings; at int8 a cut table may have fewer."""
+        if precision != "int8" or self.yardstick is None or "shrink_embeddings" not in self.options:
+            return 8
+        return choose_word_bits(self.model, self.source.tokenizer, self.yardstick)
 
 
 def open_for_export(
@@ -194,6 +209,10 @@ def check_onnx(path: Path, arch: Arch) -> None:
     proto = onnx.load(path)
     got = {item.name: tuple(item.dims) for item in proto.graph.initializer}
     expected = weight_shapes(arch)
+    types = {item.name: item.data_type for item in proto.graph.initializer}
+    if types.get(WORDS) == onnx.TensorProto.UINT8:  # two numbers in each byte
+        rows, width = expected[WORDS]
+        expected[WORDS] = (rows, -(-width // 2))
     for name, shape in expected.items():
         if got.get(name) != shape:
             raise ExportError(

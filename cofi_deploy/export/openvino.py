@@ -37,6 +37,7 @@ from cofi_deploy.export.parity import (
     largest_difference,
     largest_value,
 )
+from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import check_answers
 from cofi_deploy.openvino_core import openvino_core
 
@@ -70,7 +71,8 @@ def export_openvino(
         output: Directory to write; an existing one is replaced as a whole.
         precision: See above.
         text: Real text of the task, which a lossy artifact is judged on.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs.
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 4 bits for
+            each number of its table, where held-out text allows it (`word_bits.py`).
         shape: The one (batch, length) that the artifact computes, padding what is smaller; by
             default any.
 
@@ -92,7 +94,12 @@ def export_openvino(
     _check_shape(shape, source)
     # fp16 is a way of storing the fp32 graph here, not of computing.
     of_graph: Precision = "fp32" if precision == "fp16" else precision
-    numerics = choose_numerics(model, of_graph, calibration_rows(source, text))
+    numerics = choose_numerics(
+        model,
+        of_graph,
+        calibration_rows(source, text),
+        word_bits=opened.word_bits(precision),
+    )
     with atomic_directory(output) as directory:
         onnx_file = directory / ONNX_FILE
         opset = DEFAULT_OPSETS["openvino"]
@@ -123,6 +130,7 @@ def export_openvino(
             precision=precision,
             parity=parity,
             options={**opened.options, **numerics.to_json(), **_shape_options(shape)},
+            size_by_part=size_by_part(directory),
         )
     logger.info("wrote %s, largest logit difference %.1e", output, parity.max_abs_logit_diff)
     return output

@@ -98,17 +98,27 @@ def check_on_text(
         ExportError: More is lost than ``precision`` may lose, by more than chance explains.
         DataError: The task's data is missing or unusable.
     """
+    parity = measure_on_text(infer, tokenizer, yardstick, precision)
+    _check(parity, precision, is_cut=tokenizer is not yardstick.tokenizer)
+    return parity
+
+
+def measure_on_text(
+    infer: Infer, tokenizer: PreTrainedTokenizerBase, yardstick: Yardstick, precision: Precision
+) -> TextParity:
+    """What `check_on_text` judges by.
+
+    Raises:
+        DataError: The task's data is missing or unusable.
+    """
 
     def reference(inputs: Inputs) -> Outputs:
         return torch_outputs(yardstick.model, inputs)
 
     runs = ((reference, yardstick.tokenizer), (infer, tokenizer))
     if yardstick.text.task is None:
-        parity = _on_plain_text(runs, yardstick, precision)
-    else:
-        parity = _on_task(runs, yardstick.text.task, yardstick.text.source, precision)
-    _check(parity, precision, is_cut=tokenizer is not yardstick.tokenizer)
-    return parity
+        return _on_plain_text(runs, yardstick, precision)
+    return _on_task(runs, yardstick.text.task, yardstick.text.source, precision)
 
 
 def _on_task(runs: _Runs, task: Task, source: str, precision: Precision) -> TextParity:

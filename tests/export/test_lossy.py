@@ -245,7 +245,10 @@ def test_bf16_stores_matrices_and_tables_in_half_the_space(opened):
     [
         ("fp16", {"opset": 17, "fp32_sublayers": []}),
         ("bf16", {"opset": 17}),
-        ("int8", {"opset": 17, "int8_products": 18, "int8_activations": "dynamic"}),
+        (
+            "int8",
+            {"opset": 17, "int8_products": 18, "word_bits": 8, "int8_activations": "dynamic"},
+        ),
     ],
 )
 def test_an_export_says_what_it_is_and_is_smaller(precision, options, write_model, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from cofi_deploy.arch import Arch, LayerArch
 from cofi_deploy.errors import ConfigError, ExportError, MissingDependencyError, RunnerError
 from cofi_deploy.export import openvino as exporter
+from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino, openvino_infer
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import TASK_KINDS, output_names
@@ -66,6 +67,19 @@ def test_weights_stay_fp32_and_metadata_says_what_the_model_is(write_model, tmp_
     assert manifest.parity.runtime == "openvino"
     assert set(manifest.files) >= {"openvino_model.xml", "openvino_model.bin", "tokenizer.json"}
     assert "model.onnx" not in manifest.files
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_size_by_part_is_as_in_onnx_and_adds_up_to_the_files(precision, write_model, tmp_path):
+    model_dir = write_model(**WIDE)
+    directory = export_openvino(model_dir, tmp_path / "openvino", precision=precision)
+    parts = check_export(directory).size_by_part
+    files = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json")
+    assert sum(parts.values()) == sum((directory / name).stat().st_size for name in files)
+    if precision in {"fp32", "int8"}:  # of the others ONNX keeps more numbers in fp32
+        other = check_export(export_onnx(model_dir, tmp_path / "onnx", precision=precision))
+        for part in ("word embeddings", "other embeddings", "layers", "head"):
+            assert parts[part] == pytest.approx(other.size_by_part[part], rel=0.05), part
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.6)])

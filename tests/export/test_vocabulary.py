@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from cofi_deploy.export import vocabulary
 from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
+from cofi_deploy.export.openvino import export_openvino
+from cofi_deploy.export.quantized import nibbles, quantized
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES
@@ -196,9 +199,43 @@ def test_int8_and_a_cut_vocabulary_go_together(model_dir, tmp_path):
     )
     manifest = check_export(directory)
     words, hidden = manifest.arch.vocab_size, manifest.arch.hidden
-    assert manifest.size_by_part["word embeddings"] == words * (hidden + 4)
+    bits = manifest.options["word_bits"]
+    assert bits in {4, 8}  # whichever a random model's predictions bear
+    assert manifest.size_by_part["word embeddings"] == words * (hidden * bits // 8 + 4)
     assert manifest.options["int8_products"] == 0  # too thin
     assert manifest.parity.text.examples == len(TEXTS)
+
+
+@pytest.mark.parametrize("hidden", [16, 15], ids=["even", "odd"])
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+def test_rows_of_four_bits_are_what_a_runtime_computes_with(format_, hidden, tmp_path):
+    """The artifact answers as the model whose table is rounded so, in every runtime."""
+    tokenizer = in_transformers(wordpiece())
+    arch = dense_arch(vocab_size=len(tokenizer), max_positions=64, pad_token_id=0)
+    arch = replace(arch, hidden=hidden)
+    model = random_model("text-classification", arch)
+    model.state_dict()["classifier.bias"][0] += 9.0  # no rounding changes a prediction
+    save_compact(model, tokenizer, tmp_path / "model")
+    write, runtime = {
+        "onnx": (export_onnx, "onnxruntime-cpu"),
+        "openvino": (export_openvino, "openvino"),
+    }[format_]
+    options = {"precision": "int8", "text": text_of(*TEXTS), "shrink_embeddings": True}
+    directory = write(tmp_path / "model", tmp_path / format_, **options)
+    source, small = shrink_vocabulary(*open_source(tmp_path / "model"), text_of(*TEXTS))
+    state = small.state_dict()
+    packed, scales = nibbles(state["encoder.embeddings.word.weight"].numpy())
+    numbers = np.concatenate([packed & 15, packed >> 4], axis=1)[:, :hidden].astype(np.float32)
+    rounded = {"word": (numbers - 8) * scales}
+    for name in ("position", "token_type"):
+        rows, steps = quantized(state[f"encoder.embeddings.{name}.weight"].numpy(), axis=1)
+        rounded[name] = rows.astype(np.float32) * steps
+    for name, table in rounded.items():
+        state[f"encoder.embeddings.{name}.weight"].copy_(torch.from_numpy(table))
+    encoded = source.tokenizer(TEXTS[0], return_tensors="np", return_token_type_ids=True)
+    with open_runner(directory, runtime, threads=1) as runner:
+        got = runner.infer({name: encoded[name] for name in INPUT_NAMES})["logits"]
+    np.testing.assert_allclose(got, answer(small, source.tokenizer, TEXTS[0]), atol=1e-4)
 
 
 def test_without_text_there_is_nothing_to_keep(model_dir, tmp_path):

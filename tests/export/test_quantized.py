@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cofi_deploy.export.graph_builder import affine, bfloat16_bits, quantized, quantized_matrix
+from cofi_deploy.export.quantized import (
+    affine,
+    bfloat16_bits,
+    nibbles,
+    quantized,
+    quantized_matrix,
+)
 
 NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 MATRICES = arrays(np.float32, (3, 5), elements=NUMBERS)
@@ -72,3 +78,20 @@ def test_neighbouring_bytes_of_a_matrix_never_overflow_16_bits(seed, outputs, in
     coarse = np.abs(weight).max(axis=1, keepdims=True) / 63.5
     error = np.square(rows * scales - weight).sum(axis=1)
     assert (error <= inputs * np.square(coarse[:, 0]) / 4 + 1e-9).all()
+
+
+@pytest.mark.parametrize("width", [1, 6, 7])
+def test_nibbles_hold_two_numbers_in_each_byte_and_the_closest_of_several_scales(width):
+    table = np.random.default_rng(0).standard_normal((20, width)).astype(np.float32)
+    table[3] = 0.0
+    packed, scales = nibbles(table)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (20, -(-width // 2))
+    numbers = np.concatenate([packed & 15, packed >> 4], axis=1)[:, :width].astype(np.int64) - 8
+    assert np.abs(numbers).max() <= 7
+    got = numbers * scales
+    assert (got[3] == 0).all()
+    plain = np.abs(table).max(axis=1, keepdims=True) / 7
+    plain[3] = 1.0
+    largest_step = np.square(np.rint(table / plain) * plain - table).sum(axis=1)
+    assert (np.square(got - table).sum(axis=1) <= largest_step + 1e-6).all()
