@@ -162,62 +162,55 @@ def test_an_interrupted_openvino_export_leaves_nothing(write_model, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-# Exports over what lies there, each in a child of its own: killed before the last file is written,
-# and with files that may not grow beyond some KB, which a full disk looks like from inside. Of
-# OpenVINO the second time after the ONNX file that it starts from.
+# Exports over what lies there: killed before the last file is written, or with files that may not
+# grow beyond some KB, which a full disk looks like from inside; of OpenVINO the second time after
+# the ONNX file that it starts from.
 UNFINISHED = """
 import json, os, resource, signal, sys
 from pathlib import Path
 from cofi_deploy.errors import EnvironmentProblem
-from cofi_deploy.export import manifest, onnx, openvino, triton
+from cofi_deploy.export import onnx, openvino, triton
 
-model, place = Path(sys.argv[1]), Path(sys.argv[2])
+model, place, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+modules = {"onnx": onnx, "openvino": openvino, "triton": triton}
 exports = {
-    "onnx": (onnx, lambda output: onnx.export_onnx(model, output)),
-    "openvino": (openvino, lambda output: openvino.export_openvino(model, output)),
-    "triton": (triton, lambda output: triton.export_triton(model, output, name="tiny")),
+    "onnx": onnx.export_onnx,
+    "openvino": openvino.export_openvino,
+    "triton": lambda model, output: triton.export_triton(model, output, name="tiny"),
 }
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+convert = openvino._ir_from_onnx
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def fill_disk():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, unlimited[1]))
 
-def fill_disk_late(*arguments, honest=openvino._ir_from_onnx):
-    ir = honest(*arguments)
+def convert_and_fill_disk(*arguments):
+    ir = convert(*arguments)
     fill_disk()
     return ir
 
-def attempt(name, output, how):
-    module, export = exports[name]
-    if how == "killed":
-        module.write_manifest = die
-    elif how == "full later":
-        openvino._ir_from_onnx = fill_disk_late
-    else:
-        fill_disk()
+def attempt(name, output):
     try:
-        export(output)
+        exports[name](model, output)
     except EnvironmentProblem as error:
         return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     return "it was written"
 
+if what in modules:
+    modules[what].write_manifest = die
+    attempt(what, place / what)
 told = {}
-for name, how in [
-    *((name, how) for name in exports for how in ("killed", "full")), ("openvino", "full later")
-]:
+for name in exports:
     for output in (place / name, place / f"new-{name}"):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            os.write(writer, attempt(name, output, how).encode())
-            os._exit(0)
-        os.close(writer)
-        _, status = os.waitpid(child, 0)
-        told[f"{name}, {how}, {output.name}"] = [
-            os.waitstatus_to_exitcode(status), os.read(reader, 10_000).decode()
-        ]
+        fill_disk()
+        told[output.name] = attempt(name, output)
+openvino._ir_from_onnx = convert_and_fill_disk
+told["late"] = attempt("openvino", place / "openvino")
 print(json.dumps(told))
 """
 
@@ -229,24 +222,27 @@ def test_killed_exports_and_full_disks_leave_what_was_there_and_nothing_else(
     for name in FORMATS:
         shutil.copytree(exported(name), tmp_path / name)
     before = checksums(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", UNFINISHED, write_model(), tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = json.loads(done.stdout)
-    assert len(told) == 2 * (2 * len(FORMATS) + 1)
-    for case, (code, words) in told.items():
-        if "killed" in case:
-            assert (code, words) == (-signal.SIGKILL, ""), case
-        else:
-            assert code == 0, (case, done.stderr)
-            assert "cannot write" in words, case
-            assert "free space or choose another --output, nothing that was" in words, case
+    cases = {
+        what: subprocess.Popen(
+            [sys.executable, "-c", UNFINISHED, write_model(), tmp_path, what],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for what in (*FORMATS, "full disk")
+    }
+    said = {what: process.communicate()[0] for what, process in cases.items()}
+    for name in FORMATS:
+        assert (cases[name].returncode, said[name]) == (-signal.SIGKILL, ""), name
+    assert cases["full disk"].returncode == 0
+    told = json.loads(said["full disk"])
+    assert len(told) == 2 * len(FORMATS) + 1
+    for case, words in told.items():
+        assert "cannot write" in words, case
+        assert "free space or choose another --output, nothing that was" in words, case
+    assert "OpenVINO cannot write 'openvino_model.xml': " in told["late"]
     # What a killed process could not remove has a hidden name, which nothing opens.
-    visible = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert sorted(path.name for path in visible) == sorted(FORMATS)
+    visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(visible) == sorted(FORMATS)
     for name in FORMATS:
         check_export(tmp_path / name)
     assert {name: d for name, d in checksums(tmp_path).items() if name[0] != "."} == before
