@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from cofi_deploy.artifacts import read_json
 from cofi_deploy.errors import DivergedError
+from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.loading import load, load_tokenizer
 from tests.scripts import BENCHMARKS, load_script
 
@@ -286,7 +287,7 @@ def test_an_engine_is_asked_for_the_shapes_that_are_timed(tmp_path, monkeypatch)
             "batch_size": (1, 128, 128),
             "seq_len": (64, 128, 128),
             "precision": "fp16",
-            "flavour": "tensorrt",
+            "options": EngineOptions(flavour="tensorrt"),
         }
     ]
 
