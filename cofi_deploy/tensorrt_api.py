@@ -30,6 +30,8 @@ class Published(Protocol):
     @property
     def ILogger(self) -> type[trt.ILogger]: ...  # noqa: D102, N802
     @property
+    def IProfiler(self) -> type[trt.IProfiler]: ...  # noqa: D102, N802
+    @property
     def LayerInformationFormat(self) -> type[trt.LayerInformationFormat]: ...  # noqa: D102, N802
     @property
     def Logger(self) -> type[trt.Logger]: ...  # noqa: D102, N802

@@ -14,13 +14,13 @@ from cofi_deploy.errors import EnvironmentProblem
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.profile import PROFILED_RUNTIMES, check_profiled, profiles_for
+from cofi_deploy.serve.profile import check_profiled, profiles_for
 from cofi_deploy.serve.profile_chart import profile_chart
 from cofi_deploy.serve.profile_explanation import explanations_for
 from cofi_deploy.serve.runner import availability
 from cofi_deploy.serve.subject import Subject
 
-DEFAULT_RUNTIMES = PROFILED_RUNTIMES
+DEFAULT_RUNTIMES = ("onnxruntime-cpu", "openvino")
 DEFAULT_POINT = "1x128"
 
 _ROW_KEYS = ("model", "runtime", "precision", "device", "threads", "batch_size", "seq_len")

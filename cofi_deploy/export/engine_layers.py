@@ -7,13 +7,12 @@ the network that the engine was built from, before fusion.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cofi_deploy.parts import Node, Place, place_nodes
+from cofi_deploy.engine_parts import inspected_layers, place_layers
+from cofi_deploy.parts import Place
 
 if TYPE_CHECKING:
     import tensorrt as types
@@ -24,9 +23,6 @@ MEANING = {
     "engine": "layers of the engine as it runs, fused, by the inspector of the library",
     "network": "layers of the network before the builder fused them: no GPU could load the engine",
 }
-
-# How the parser writes down which node of the graph a layer came from.
-_ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,7 @@ def network_layers(network: types.INetworkDefinition) -> LayerReport:
         for each in layers
     ]
     outputs = [tuple(map(each.get_output, range(each.num_outputs))) for each in layers]
-    places = _places(
+    places = place_layers(
         names=[(each.name,) for each in layers],
         kinds=[each.type.name for each in layers],
         inputs=inputs,
@@ -78,14 +74,6 @@ def engine_layers(information: str) -> LayerReport:
     Args:
         information: Its JSON. Below detailed verbosity a layer is its name alone.
     """
-    found = json.loads(information).get("Layers", [])
-    layers = [each if isinstance(each, dict) else {"Name": str(each)} for each in found]
-    places = _places(
-        names=[(*_ORIGIN.findall(each.get("Metadata", "")), each["Name"]) for each in layers],
-        kinds=[str(each.get("LayerType", "")) for each in layers],
-        inputs=[_tensor_names(each, "Inputs") for each in layers],
-        outputs=[_tensor_names(each, "Outputs") for each in layers],
-    )
     return LayerReport(
         of="engine",
         layers=tuple(
@@ -95,7 +83,7 @@ def engine_layers(information: str) -> LayerReport:
                 **_place_json(place),
                 "details": layer,
             }
-            for layer, place in zip(layers, places, strict=True)
+            for layer, place in inspected_layers(information)
         ),
     )
 
@@ -107,33 +95,6 @@ def _is(tensor: types.ITensor | None) -> bool:
 
 def _sizes(shape: types.Dims) -> list[int]:
     return [shape[index] for index in range(len(shape))]
-
-
-def _tensor_names(layer: Mapping[str, Any], side: str) -> tuple[str, ...]:
-    return tuple(tensor["Name"] for tensor in layer.get(side, ()))
-
-
-def _places(
-    *,
-    names: Sequence[tuple[str, ...]],
-    kinds: Sequence[str],
-    inputs: Sequence[tuple[str, ...]],
-    outputs: Sequence[tuple[str, ...]],
-) -> list[Place | None]:
-    """The part of every layer, by its names, else by what it stands next to."""
-    keys = [str(index) for index in range(len(names))]
-    made_by = {
-        tensor: key for key, tensors in zip(keys, outputs, strict=True) for tensor in tensors
-    }
-    nodes = {
-        key: Node(
-            kind=kind,
-            names=own,
-            inputs=tuple(made_by[tensor] for tensor in read if tensor in made_by),
-        )
-        for key, kind, own, read in zip(keys, kinds, names, inputs, strict=True)
-    }
-    return list(place_nodes(nodes).values())
 
 
 def _place_json(place: Place | None) -> dict[str, Any]:

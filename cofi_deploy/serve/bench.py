@@ -128,8 +128,9 @@ def bench(
             }
             for point, inputs in batches.items():
                 logger.info("timing %s", point)
-                samples = _time(runners, inputs, settings)
-                _add_rows(result, Timed(point, runners, inputs, samples), settings, shared)
+                samples, device_ms = _time(runners, inputs, settings)
+                timed = Timed(point, runners, inputs, samples, device_ms)
+                _add_rows(result, timed, settings, shared)
         rows = [row for row in result.rows if row["runtime"] == runtime]
         if settings.saturate:
             result.notes.extend(_add_saturation(rows, subjects, inputs_of, settings))
@@ -206,9 +207,14 @@ def _inputs_of(
 
 def _time(
     runners: Mapping[str, Runner], batches: Mapping[str, list[Batch]], settings: BenchSettings
-) -> Samples:
-    """Time all runners in turn; the batches of a round hold the same texts for each of them."""
+) -> tuple[Samples, dict[str, list[float]]]:
+    """Time all runners in turn; the batches of a round hold the same texts for each of them.
+
+    Returns:
+        The host's times, and of every runner on a GPU the device's own, warm-up excluded.
+    """
     turn = _Turn()
+    device_ms: dict[str, list[float]] = {label: [] for label in runners}
 
     def subject(label: str) -> Callable[[], None]:
         runner = runners[label]
@@ -219,15 +225,22 @@ def _time(
 
         def call() -> None:
             calls[turn.number % len(calls)]()
+            spent = runner.device_ms()
+            if spent is not None:
+                device_ms[label].append(spent)
 
         return call
 
-    return time_interleaved(
+    samples = time_interleaved(
         {label: subject(label) for label in runners},
         settings.schedule,
         variants=min(map(len, batches.values())),
         before_round=turn.begin,
     )
+    # Warm-up comes first, so what was timed is at the end.
+    return samples, {
+        label: spent[-len(samples.ms[label]) :] for label, spent in device_ms.items() if spent
+    }
 
 
 class _Turn:

@@ -5,8 +5,9 @@ In: what `latency.py` measured. Out: one row for each subject, sentences, sample
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,16 @@ _NO_SPEEDUP: Mapping[str, None] = {"speedup": None, "speedup_low": None, "speedu
 
 @dataclass(frozen=True)
 class Timed:
-    """One operating point, measured for all subjects; the first is the baseline."""
+    """One operating point, measured for all subjects; the first is the baseline.
+
+    ``device_ms`` has a runner on a GPU's own times beside those of the host.
+    """
 
     point: OperatingPoint
     runners: Mapping[str, Runner]
     batches: Mapping[str, list[Batch]]
     samples: Samples
+    device_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -50,6 +55,8 @@ def latency_rows(timed: Timed, *, seed: int) -> dict[str, Row]:
         row = _shape_keys(timed.point, runner) | _absolute_keys(timed, label, seed)
         row["rounds"] = len(timed.samples.ms[label])
         row["warmup_runs"] = timed.samples.warmup_runs.get(label, 0)
+        if label in timed.device_ms:
+            row["device_p50_ms"] = statistics.median(timed.device_ms[label])
         if timed.samples.load is not None:
             row |= timed.samples.load.keys()
         doubts = [] if (busy := _busy(timed)) is None else [busy]

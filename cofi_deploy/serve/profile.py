@@ -30,6 +30,8 @@ from cofi_deploy.serve.subject import Subject
 _MODULES = {
     "onnxruntime-cpu": "cofi_deploy.serve.profile_onnxruntime",
     "openvino": "cofi_deploy.serve.profile_openvino",
+    "tensorrt": "cofi_deploy.serve.profile_tensorrt",
+    "tensorrt-rtx": "cofi_deploy.serve.profile_tensorrt",
 }
 PROFILED_RUNTIMES = tuple(_MODULES)
 

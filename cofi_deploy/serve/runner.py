@@ -92,6 +92,9 @@ class Runner(Protocol):
     def peak_memory_mib(self) -> float | None:
         """Largest memory of the processes that it started; None: it computes in this one."""
 
+    def device_ms(self) -> float | None:
+        """Milliseconds of the last call by a GPU's own clock; None: the host's clock is all."""
+
     def close(self) -> None:
         """Let go of the runtime's memory."""
 
@@ -274,6 +277,9 @@ class _CheckedRunner:
     def peak_memory_mib(self) -> float | None:
         measure = getattr(self._open(), "peak_memory_mib", None)
         return None if measure is None else measure()
+
+    def device_ms(self) -> float | None:
+        return getattr(self._open(), "device_ms", None)
 
     def close(self) -> None:
         if self._session is not None:

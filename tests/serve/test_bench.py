@@ -9,6 +9,7 @@ import pytest
 
 from cofi_deploy.errors import RunnerError, UsageError
 from cofi_deploy.loading import load_tokenizer
+from cofi_deploy.serve import bench as benching
 from cofi_deploy.serve.bench import bench, usable_runtimes
 from cofi_deploy.serve.inputs import InputLimits
 from cofi_deploy.serve.latency import OperatingPoint
@@ -182,3 +183,37 @@ def test_a_batch_larger_than_the_split_is_filled(encoded, limits):
 def test_task_lengths_need_a_split(limits):
     with pytest.raises(RunnerError, match="1xtask needs the texts of a task, got none"):
         batches_for(OperatingPoint(batch_size=1, seq_len="task"), limits, None, seed=0)
+
+
+class OnDevice:
+    """A runner whose device has a clock of its own; each call takes a millisecond more."""
+
+    input_names = ("input_ids",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def bind(self, _):
+        def call() -> None:
+            self.calls += 1
+
+        return call
+
+    def device_ms(self) -> float:
+        return float(self.calls)
+
+
+def test_the_device_s_own_times_are_kept_without_the_warm_up(quick):
+    settings = quick("torch")
+    samples, device_ms = benching._time(
+        {"pruned": OnDevice()}, {"pruned": [{"input_ids": np.zeros((1, 4))}]}, settings
+    )
+    rounds = len(samples.ms["pruned"])
+    warmup = samples.warmup_runs["pruned"]
+    assert warmup > 0
+    assert device_ms["pruned"] == [float(warmup + number) for number in range(1, rounds + 1)]
+
+
+def test_a_runtime_on_the_cpu_has_no_device_times(subjects, quick):
+    result = bench(list(subjects.values()), quick("torch", points=("2x8",)))
+    assert not any("device_p50_ms" in row for row in result.rows)
