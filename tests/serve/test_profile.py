@@ -205,11 +205,11 @@ def test_verify_gets_profiles_and_explanations_in_the_agreed_form(subjects, quic
     assert explained["speedup"] == found[0]["wall_ms"] / found[1]["wall_ms"]
 
 
-@pytest.mark.parametrize("name", ["torch", "tensorrt", "onnxruntime-cuda"])
+@pytest.mark.parametrize("name", ["torch", "triton", "onnxruntime-cuda"])
 def test_a_runtime_without_a_profiler_is_refused(name, subjects):
     words = (
-        f"runtime {name!r} has no profile by layer, allowed: onnxruntime-cpu, openvino; "
-        "its latency is measured by: cofi-deploy bench"
+        f"runtime {name!r} has no profile by layer, allowed: onnxruntime-cpu, openvino, "
+        "tensorrt, tensorrt-rtx; its latency is measured by: cofi-deploy bench"
     )
     subject = subjects["dense"]
     with pytest.raises(UsageError, match=re.escape(words)):
