@@ -7,7 +7,7 @@ the paper. Beside each latency stands its floor, operations over what square pro
 the same precision, and which parts of the model take the time. Writes results/export.json.
 
     python benchmarks/export.py RUN [RUN ...]          the machine must be idle
-    python benchmarks/export.py RUN --seconds 5 --no-base --output mine.json
+    python benchmarks/export.py RUN --seconds 5 --no-base --no-tune --output mine.json
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def floor_of(directory: Path, shape: tuple[int, int], threads: int) -> Row:
     }
 
 
-def rows_of_model(
+def rows_of_model(  # noqa: PLR0913 - what a model is, and how it is measured
     place: Mapping[str, Any],
     model: Path,
     folder: Path,
@@ -178,9 +178,11 @@ def rows_of_model(
     *,
     run: Path | None,
     shapes: Sequence[tuple[int, int]] = SHAPES,
+    tune: bool = True,
 ) -> tuple[list[Row], dict[str, str]]:
-    """Rows of one model, and why variants are missing."""
-    made, refused = export_all(model, folder, shapes, with_text=run is not None)
+    """Rows of one model, and why variants are missing; without ``tune``, no searched ones."""
+    tuned = shapes if tune else ()
+    made, refused = export_all(model, folder, tuned, with_text=run is not None)
     scores = {} if run is None else score(run, model, made)
     rows = []
     for shape in shapes:
@@ -200,7 +202,9 @@ def rows_of_model(
     return rows, refused
 
 
-def measure(runs: Sequence[Path], schedule: Schedule, *, with_base: bool = True) -> dict[str, Any]:
+def measure(
+    runs: Sequence[Path], schedule: Schedule, *, with_base: bool = True, tune: bool = True
+) -> dict[str, Any]:
     """The document of results/export.json."""
     rows: list[Row] = []
     refused: dict[str, dict[str, str]] = {}
@@ -208,7 +212,12 @@ def measure(runs: Sequence[Path], schedule: Schedule, *, with_base: bool = True)
         root = Path(temporary)
         for label, place, model, run in _models(runs, root, with_base=with_base):
             found, why = rows_of_model(
-                {"model": label, **place}, model, root / "exports" / label, schedule, run=run
+                {"model": label, **place},
+                model,
+                root / "exports" / label,
+                schedule,
+                run=run,
+                tune=tune,
             )
             rows += found
             refused[label] = why
@@ -261,10 +270,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="finished run directories")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing at each point")
     parser.add_argument("--no-base", action="store_true", help="leave BERT-base out")
+    parser.add_argument("--no-tune", action="store_true", help="leave out what is searched")
     parser.add_argument("--output", type=Path, default=RESULTS / "export.json")
     arguments = parser.parse_args()
     schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds)
-    document = measure(arguments.runs, schedule, with_base=not arguments.no_base)
+    document = measure(
+        arguments.runs, schedule, with_base=not arguments.no_base, tune=not arguments.no_tune
+    )
     write_json(arguments.output, document)
 
 
