@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,13 @@ def data_dir() -> Path:
     if not (folder / "glue").is_dir():
         pytest.skip(f"no benchmark data below {str(folder)!r}; set COFI_DEPLOY_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser that pages are looked at in."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    if binary is None:
+        pytest.skip("no Chromium on PATH; on Debian: apt-get install chromium")
+    return binary

@@ -79,15 +79,6 @@ await fetch("found", {method: "POST", body: JSON.stringify(found)});
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    if binary is None:
-        pytest.skip("no Chromium on PATH; on Debian: apt-get install chromium")
-    return binary
-
-
-@pytest.fixture(scope="module")
 def example(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the example with its packages."""
     if shutil.which("npm") is None:

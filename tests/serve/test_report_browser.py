@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,6 @@ addEventListener("load", () => {
   document.getElementById("found").textContent = JSON.stringify({found, broken});
 });
 """
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    if binary is None:
-        pytest.skip("no Chromium on PATH; on Debian: apt-get install chromium")
-    return binary
 
 
 @pytest.fixture(scope="module")
