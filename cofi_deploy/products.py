@@ -71,15 +71,16 @@ class _Widened(torch.autograd.Function):
         return tuple(out[:, low:high] + bias.to(out.dtype) for (low, high), bias in places)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wide_x, wide_weight = ctx.saved_tensors
         wide = wide_x.new_zeros(wide_x.shape[0], wide_weight.shape[0])
         for (low, high), grad in zip(pairwise(ctx.ends), grads, strict=True):
             wide[:, low:high] = grad
         inputs, (x_dtype, *dtypes) = ctx.inputs, ctx.dtypes
-        x_grad = (wide @ wide_weight)[:, :inputs].to(x_dtype)
         weight_grads = (wide.T @ wide_x)[:, :inputs]
-        found = [x_grad]
+        found: list[Tensor | None] = [None]
+        if ctx.needs_input_grad[0]:  # frozen embeddings lead into a cut model's first layer
+            found = [(wide @ wide_weight)[:, :inputs].to(x_dtype)]
         for index, (low, high) in enumerate(pairwise(ctx.ends)):
             found.append(weight_grads[low:high].to(dtypes[2 * index]))
             found.append(grads[index].sum(0, dtype=dtypes[2 * index + 1]))
