@@ -28,6 +28,8 @@ from tests.families import dense_arch_of
 from tests.serve.conftest import make_tokenizer, vocabulary
 
 EXPORTS = {"onnxruntime-cpu": export_onnx, "openvino": export_openvino}
+# Work that may take less than a microsecond, the unit of both runtimes' counters.
+UNRESOLVED_FLOPS = 20_000
 # Wide enough for int8 products; gone sublayers at both ends.
 WIDE = DenseShape(layers=3, hidden=48, heads=3, ffn=64, head_size=16)
 KEPT = (LayerArch(heads=0, ffn=40), LayerArch(heads=3, ffn=0), LayerArch(heads=2, ffn=64))
@@ -97,7 +99,8 @@ def check(found, arch):
     # The LayerNorm of one token for each text takes less than OpenVINO's unit, a microsecond.
     short = {(at, "layer_norm") for at in range(max(arch.last_attention, 0), len(arch.layers))}
     assert places | short >= expected_places(arch) >= places
-    assert all(part.ms > 0 for part in found.parts if part.part in {"attention", "ffn"})
+    timed = [part for part in found.parts if part.part in {"attention", "ffn"}]
+    assert all(part.ms > 0 for part in timed if part.flops > UNRESOLVED_FLOPS)
     assert sum(part.ms for part in found.parts) == pytest.approx(found.wall_ms)
     counted = arch.flops_by_sublayer(found.batch_size, found.seq_len, first_token_only=True)
     counts = sum(each.attention + each.ffn for each in counted)
