@@ -3,7 +3,8 @@
 Every run is one `train` command with the recipe that RUNS names: a teacher, one pruning pass
 through 0.60, 0.80, 0.90 and 0.95, and the fine-tuning of each cut model. Checkpoints are chosen on
 a slice of the training data; the development set is scored once, at the end. Writes
-results/accuracy.json: a row for each run and sparsity.
+results/accuracy.json: a row for each run and sparsity. Runs that were collected earlier, perhaps on
+another machine, stay in the file until one of the same task and seed takes their place.
 
     python benchmarks/accuracy.py train [TASK ...] [--seed N ...]    hours; resumes when killed
     python benchmarks/accuracy.py collect                            of the runs that are done
@@ -39,7 +40,7 @@ BASE_MODEL = "all-MiniLM-L6-v2"
 
 def train(task: str, seed: int) -> None:
     """Train the family of a task and seed, or go on with it."""
-    run = FOLDER / f"{task}-seed{seed}"
+    run = FOLDER / _name(task, seed)
     recipe, changes = TASKS[task]
     if not (run / "run.json").is_file():
         api.train(
@@ -55,15 +56,24 @@ def train(task: str, seed: int) -> None:
         api.train(resume=run)
 
 
-def collect(folder: Path = FOLDER) -> dict[str, Any]:
-    """Rows of all finished runs below ``folder``."""
+def collect(folder: Path = FOLDER, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Rows of all finished runs below ``folder``, and of the others in an ``earlier`` result."""
     runs = sorted(folder.glob("*/run.json"))
     finished = [document for document in map(read_json, runs) if document["state"] == "done"]
-    rows = [row for document in finished for row in rows_of(document)]
+    new = {_name(document["task"]["name"], document["settings"]["seed"]) for document in finished}
+    earlier = earlier or {"rows": [], "runs": {}}
+    rows = [row for row in earlier["rows"] if _name(row["task"], row["seed"]) not in new]
+    rows += [row for document in finished for row in rows_of(document)]
+    rows.sort(key=lambda row: (row["task"], row["seed"], row["target_sparsity"]))
     result = result_document(rows)
-    result["machines"] = {_name(each): each["machine"] for each in finished}
-    result["settings"] = {_name(each): each["settings"] for each in finished}
+    result["runs"] = {**earlier["runs"], **dict(map(_provenance, finished))}
     return result
+
+
+def _provenance(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name of a run, and how it was made."""
+    name = _name(document["task"]["name"], document["settings"]["seed"])
+    return name, {key: document[key] for key in ("machine", "versions", "git_commit", "settings")}
 
 
 def rows_of(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -89,8 +99,8 @@ def rows_of(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _name(document: Mapping[str, Any]) -> str:
-    return f"{document['task']['name']}-seed{document['settings']['seed']}"
+def _name(task: str, seed: int) -> str:
+    return f"{task}-seed{seed}"
 
 
 def main() -> None:
@@ -107,7 +117,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
     if flags.verb == "collect":
-        write_json(flags.output, collect())
+        earlier = read_json(flags.output) if flags.output.is_file() else None
+        write_json(flags.output, collect(earlier=earlier))
         return
     for seed in flags.seed or [42]:
         for task in flags.tasks or TASKS:

@@ -1,7 +1,9 @@
-"""Write the README's tables from benchmarks/results/*.json; nobody types a number by hand.
+"""Write the tables of README.md and docs/recipes.md from benchmarks/results/*.json.
 
-python benchmarks/tables.py            rewrite README.md between its markers
-python benchmarks/tables.py --check    exit 1 when README.md is not what the files say
+Nobody types a number by hand.
+
+python benchmarks/tables.py            rewrite both between their markers
+python benchmarks/tables.py --check    exit 1 when they are not what the result files say
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablations_table import ablations_table, family_table
 from accuracy_table import accuracy_table
 from export_table import export_tables
 from paper_table import gpu_tables, paper_tables
@@ -19,7 +22,7 @@ from triton_table import triton_table
 from cofi_deploy.artifacts import read_json
 
 ROOT = Path(__file__).resolve().parent
-README = ROOT.parent / "README.md"
+DOCUMENTS = (ROOT.parent / "README.md", ROOT.parent / "docs" / "recipes.md")
 RUNTIMES = {"torch": "PyTorch", "onnxruntime-cpu": "ONNX Runtime", "openvino": "OpenVINO"}
 
 Row = Mapping[str, Any]
@@ -134,9 +137,19 @@ def artifact_tables() -> str:
     return export_tables(read_json(file)) if file.is_file() else ""
 
 
-def rendered(readme: str) -> str:
-    """README.md with the tables between its markers replaced."""
+def recipe_tables() -> dict[str, str]:
+    """What `ablations.py` and `family.py` collected; empty before they have."""
+    made = {"ablations": ablations_table, "family": family_table}
+    files = {name: ROOT / "results" / f"{name}.json" for name in made}
+    return {
+        name: made[name](read_json(file)) if file.is_file() else "" for name, file in files.items()
+    }
+
+
+def rendered(text: str) -> str:
+    """A document with the tables between its markers replaced."""
     made = {
+        **recipe_tables(),
         "accuracy": accuracy_tables(),
         "results": pruning_tables(),
         "triton": triton_tables(),
@@ -144,26 +157,28 @@ def rendered(readme: str) -> str:
         "export": artifact_tables(),
     }
     for name, tables in made.items():
-        readme = _between(readme, name, tables)
-    return readme
+        text = _between(text, name, tables)
+    return text
 
 
-def _between(readme: str, name: str, tables: str) -> str:
+def _between(text: str, name: str, tables: str) -> str:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    if begin not in readme:
-        return readme
-    head, rest = readme.split(begin)
+    if begin not in text:
+        return text
+    head, rest = text.split(begin)
     tail = rest.split(end)[1]
     return f"{head}{begin}\n{tables}\n{end}{tail}" if tables else f"{head}{begin}\n{end}{tail}"
 
 
 def main() -> None:
     """Rewrite, or compare with `--check`."""
-    before = README.read_text(encoding="utf-8")
-    after = rendered(before)
-    if sys.argv[1:] == ["--check"]:
-        raise SystemExit(before != after)
-    README.write_text(after, encoding="utf-8")
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        after = rendered(before)
+        if sys.argv[1:] != ["--check"]:
+            document.write_text(after, encoding="utf-8")
+        elif before != after:
+            raise SystemExit(f"{document.name} is not what the result files say")
 
 
 if __name__ == "__main__":

