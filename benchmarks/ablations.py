@@ -64,12 +64,26 @@ IMPROVEMENTS: Mapping[str, Mapping[str, Any]] = {
     "two noisy copies": {"noisy_copies": 2},
     "from the pre-trained model": {"student_init": "pretrained", "distill_epochs": 1.0},
 }
-CONDITIONS = {**PAPER, **IMPROVEMENTS}
+# What paid by itself, together.
+TOGETHER: Mapping[str, Mapping[str, Any]] = {
+    "together": {
+        "sparsity_schedule": "cubic",
+        "student_lr": 3e-4,
+        "finetune_lr": 6e-4,
+        "label_weight": 0.3,
+    },
+    "together, pruning lr 1e-4": {
+        "sparsity_schedule": "cubic",
+        "finetune_lr": 6e-4,
+        "label_weight": 0.3,
+    },
+}
+CONDITIONS = {**PAPER, **IMPROVEMENTS, **TOGETHER}
 
 
 def train(condition: str, seed: int) -> None:
     """Train one condition, or go on with it; the seed's teacher comes first."""
-    run = FOLDER / f"{condition.replace(' ', '-')}-seed{seed}"
+    run = FOLDER / f"{_folder(condition)}-seed{seed}"
     if not (run / "run.json").is_file():
         api.train(
             TASK,
@@ -118,7 +132,7 @@ def collect(folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def _rows(folder: Path, condition: str) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob(f"{condition.replace(' ', '-')}-seed*/run.json")):
+    for path in sorted(folder.glob(f"{_folder(condition)}-seed*/run.json")):
         document = read_json(path)
         if document["state"] == "done":
             yield row_of(condition, document)
@@ -143,6 +157,10 @@ def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "metric_dense": result["teacher"]["metric"],
         "wall_s": document["wall_s"],
     }
+
+
+def _folder(condition: str) -> str:
+    return condition.replace(" ", "-").replace(",", "")
 
 
 def main() -> None:

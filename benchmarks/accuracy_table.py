@@ -28,7 +28,9 @@ def accuracy_table(document: Mapping[str, Any]) -> str:
             _cell([row["metric"] for row in own if row["target_sparsity"] == target])
             for target in targets
         ]
-        lead = f"| {task} ({own[0]['recipe']}) | {own[0]['metric_name']} | {len(dense)} "
+        limit = own[0]["train_limit"]
+        rows_used = f", {limit:,} training rows" if limit else ""
+        lead = f"| {task} ({own[0]['recipe']}{rows_used}) | {own[0]['metric_name']} | {len(dense)} "
         lines.append(f"{lead}| {_cell(list(dense.values()))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

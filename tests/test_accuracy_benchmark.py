@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.config import resolve_settings
 from tests.scripts import load_script
 
 accuracy = load_script("accuracy")
@@ -19,7 +22,7 @@ def run_document(seed: int, metric: float, state: str = "done") -> dict[str, Any
         "task": {"name": "mrpc"},
         "recipe": "balanced",
         "precision": "bf16",
-        "settings": {"seed": seed},
+        "settings": {"seed": seed, "train_limit": 0},
         "machine": {"cpu": "Some CPU"},
         "versions": {"torch": "2.13.0"},
         "git_commit": "abc",
@@ -54,7 +57,7 @@ def test_finished_runs_become_rows_and_others_wait(tmp_path: Path):
 
 
 def test_one_seed_has_no_spread():
-    rows = list(accuracy.rows_of(run_document(1, 0.75)))
+    rows = list(accuracy.rows_of("mrpc-seed1", run_document(1, 0.75)))
     assert table.accuracy_table({"rows": rows}).splitlines()[-1].endswith("| 1 | 0.800 | 0.750 |")
 
 
@@ -66,3 +69,22 @@ def test_runs_of_another_day_stay_until_the_same_run_replaces_them(tmp_path: Pat
     collected = accuracy.collect(tmp_path / "new", earlier)
     assert [(row["seed"], row["metric"]) for row in collected["rows"]] == [(1, 0.7), (2, 0.75)]
     assert set(collected["runs"]) == {"mrpc-seed1", "mrpc-seed2"}
+
+
+@pytest.mark.parametrize("name", accuracy.SUBJECTS)
+def test_every_subject_names_settings_that_exist(name):
+    subject = accuracy.SUBJECTS[name]
+    settings = resolve_settings(
+        recipe=subject.recipe,
+        training_rows=5000,
+        kind="text-classification",
+        overrides=subject.changes,
+    )
+    assert all(getattr(settings, key) == value for key, value in subject.changes.items())
+
+
+def test_part_of_the_training_data_is_said():
+    document = run_document(1, 0.75)
+    document["settings"]["train_limit"] = 24_000
+    rows = list(accuracy.rows_of("sst2-seed1", document))
+    assert "| sst2 (balanced, 24,000 training rows) |" in table.accuracy_table({"rows": rows})

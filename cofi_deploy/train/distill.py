@@ -131,7 +131,7 @@ def layer_loss(  # noqa: PLR0913 - a formula's variables
         for index in candidates
     ]
     with torch.no_grad():
-        costs = pairwise_mse(list(teacher_states), projected) * share
+        costs = pairwise_mse(teacher_states, projected) * share
         add_up([costs])  # (teacher_layers, candidates)
     chosen = match_layers(costs.cpu(), matching)  # one copy from a GPU, not one for each layer
     losses = [
@@ -165,11 +165,15 @@ def match_layers(
 
 
 def pairwise_mse(
-    a: Sequence[Float[Tensor, "tokens hidden"]], b: Sequence[Float[Tensor, "tokens hidden"]]
+    a: Float[Tensor, "rows tokens hidden"], b: Sequence[Float[Tensor, "tokens hidden"]]
 ) -> Float[Tensor, "rows columns"]:
-    """Mean squared error of every pair of two lists of states, in fp32."""
-    rows = [[F.mse_loss(right.to(left.dtype), left) for right in b] for left in a]
-    return torch.stack([torch.stack(row) for row in rows]).float()
+    """Mean squared error of every pair, in fp32: all pairs in one product, |a|^2 + |b|^2 - 2ab."""
+    left = a.flatten(1).float()
+    right = torch.stack([each.flatten() for each in b]).float()
+    squares = left.square().sum(1)[:, None] + right.square().sum(1)
+    with torch.autocast(left.device.type, enabled=False):
+        crossed = left @ right.T
+    return ((squares - 2.0 * crossed) / left.shape[1]).clamp(min=0.0)
 
 
 def mask_padding(
