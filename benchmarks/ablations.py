@@ -59,9 +59,6 @@ IMPROVEMENTS: Mapping[str, Mapping[str, Any]] = {
     "temperature 1": {"temperature": 1.0},
     "temperature 4": {"temperature": 4.0},
     "fine-tuning 12 epochs": {"finetune_epochs": 12.0},
-    "gates warm-started, spread 2": {"gate_spread": 2.0},
-    "gates warm-started, spread 4": {"gate_spread": 4.0},
-    "two noisy copies": {"noisy_copies": 2},
     "from the pre-trained model": {"student_init": "pretrained", "distill_epochs": 1.0},
 }
 # What paid by itself, together.

@@ -110,13 +110,11 @@ def random_split(vocabulary: int, examples: int) -> EncodedSplit:
 
 def _setup(numerics: Numerics, encoded: EncodedSplit) -> Setup:
     settings = TrainSettings(batch_size=BATCH_SIZE, max_length=LONGEST, evaluations=1)
-    batches = Batches(encoded, batch_size=BATCH_SIZE, seed=0, device=numerics.device)
     return Setup(
         task=SimpleNamespace(kind="text-classification", labels=LABELS),
         settings=settings,
         numerics=numerics,
-        batches=batches,
-        student_batches=batches,
+        batches=Batches(encoded, batch_size=BATCH_SIZE, seed=0, device=numerics.device),
         selection=encoded,
     )
 

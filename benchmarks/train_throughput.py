@@ -108,12 +108,7 @@ class Bench:
             encoded, batch_size=settings.batch_size, seed=settings.seed, device=numerics.device
         )
         setup = Setup(
-            task=task,
-            settings=settings,
-            numerics=numerics,
-            batches=batches,
-            student_batches=batches,
-            selection=encoded,
+            task=task, settings=settings, numerics=numerics, batches=batches, selection=encoded
         )
         return cls(task=task, model=model, setup=setup)
 

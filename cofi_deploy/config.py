@@ -58,13 +58,6 @@ class TrainSettings:
     multiplier_lr: float = _setting(0.0, "learning rate of the multipliers; 0: as gate_lr")
     gate_init: float = _setting(10.0, "mean of the initial log_alpha")
     gate_init_ffn: float = _setting(0.0, "the same for FFN units")
-    gate_spread: float = _setting(
-        0.0, "between the initial log_alpha of the least and the most important unit; 0: all equal"
-    )
-    noisy_copies: int = _setting(
-        0, "copies of the training text with replaced tokens, labelled by the teacher"
-    )
-    noise: float = _setting(0.15, "share of tokens replaced in such a copy")
     mask_families: tuple[str, ...] = _setting(FAMILIES, "which families are pruned")
     align: Literal[1, 8, 16, 32, "auto"] = _setting(
         1, "hidden size and FFN widths are multiples of so many; auto: of 16"
@@ -301,8 +294,6 @@ _NOT_NEGATIVE = (
     "finetune_epochs",
     "gate_lr",
     "multiplier_lr",
-    "gate_spread",
-    "noisy_copies",
     "weight_decay",
     "prediction_weight",
     "layer_weight",
@@ -312,7 +303,7 @@ _NOT_NEGATIVE = (
     "train_limit",
     "validation_limit",
 )
-_FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout", "noise")
+_FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
 _MAX_SEED = 2**32 - 1  # numpy's
 
 

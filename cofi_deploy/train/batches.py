@@ -50,14 +50,11 @@ class Batches:
         seed: int,
         device: torch.device,
         part: tuple[int, int] = (0, 1),
-        copies: int = 0,
     ) -> None:
         """Nothing is drawn until `at` is called.
 
         Args:
             encoded: The split.
-            copies: How many times the split holds more than its own features; an epoch is as
-                many steps as without them.
             batch_size: Of an optimizer step, all processes together.
             seed: Of the order.
             device: Where batches go.
@@ -68,14 +65,13 @@ class Batches:
         self._seed = seed
         self._device = device
         self._part = part
-        self._copies = copies
         self._epoch = -1
         self._order: list[npt.NDArray[np.int64]] = []
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that see as many features as the split has of its own."""
-        return -(-len(self.encoded) // (self._copies + 1) // self._batch_size)
+        """Optimizer steps that see every feature once."""
+        return -(-len(self.encoded) // self._batch_size)
 
     def steps(self, epochs: float) -> int:
         """Whole optimizer steps in a number of epochs, which may be a fraction."""
@@ -83,7 +79,7 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of an optimizer step, counted from 0, or this process's share of it."""
-        epoch, place = divmod(step, -(-len(self.encoded) // self._batch_size))
+        epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._order = length_bucketed_batches(
                 self.encoded.lengths, self._batch_size, seed=self._seed, epoch=epoch

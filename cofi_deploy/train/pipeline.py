@@ -18,13 +18,11 @@ from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
 from cofi_deploy.tasks import EncodedSplit, Task
-from cofi_deploy.tasks.noise import with_noisy_copies
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.handover import read_cut, write_cut
-from cofi_deploy.train.importance import unit_importance, warm_start
 from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
 from cofi_deploy.train.plan import planned_stages
 from cofi_deploy.train.precision import Numerics
@@ -37,7 +35,6 @@ from cofi_deploy.train.stages import (
     distill_stage,
     finetune_name,
     finetune_stage,
-    prune_name,
     prune_stage,
     teacher_stage,
 )
@@ -45,7 +42,6 @@ from cofi_deploy.train.student import new_student
 from cofi_deploy.train.teacher import CachedTeacher, LiveTeacher, Teacher, build_cache, cache_bytes
 
 _SELECTION_LIMIT = 2000
-_IMPORTANCE_BATCHES = 32
 
 
 class Pipeline:
@@ -90,30 +86,19 @@ class Pipeline:
         selection = task.encode("selection", tokenizer, limit=limit)
         for encoded in (train, selection):
             check_encoded(encoded, self.arch, model)
-        noisy = with_noisy_copies(
+        batches = Batches(
             train,
-            copies=settings.noisy_copies,
-            share=settings.noise,
-            special_ids=tokenizer.all_special_ids,
+            batch_size=settings.batch_size,
             seed=settings.seed,
+            device=self.numerics.device,
+            part=(rank(), world_size()),
         )
         self.setup = Setup(
             task=task,
             settings=settings,
             numerics=self.numerics,
-            batches=self._batches(train),
-            student_batches=self._batches(noisy, copies=settings.noisy_copies),
+            batches=batches,
             selection=selection,
-        )
-
-    def _batches(self, encoded: EncodedSplit, copies: int = 0) -> Batches:
-        return Batches(
-            encoded,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            device=self.numerics.device,
-            part=(rank(), world_size()),
-            copies=copies,
         )
 
     @property
@@ -168,7 +153,7 @@ class Pipeline:
         document = read_json(self.run / "run.json")
         if "teacher_cache" not in document:
             count = len(teacher_layers(len(self.arch.layers), self.settings.teacher_layers))
-            size = cache_bytes(self.setup.student_batches.encoded, count, self.arch.hidden)
+            size = cache_bytes(self.setup.batches.encoded, count, self.arch.hidden)
             free = shutil.disk_usage(self.run).free
             document["teacher_cache"] = size <= min(self.settings.cache_gib * 2**30, free / 2)
             write_json(self.run / "run.json", document)
@@ -207,27 +192,17 @@ class Pipeline:
         source = self.run / "teacher" if self.settings.student_init == "teacher" else self.model
         with together():
             student = new_student(source, teacher_model.arch, self.setup)
-        if not runner.are_done([prune_name(each) for each in self.settings.sparsities]):
-            self._warm_start(student)
         self._prune(runner, student, teacher)
         for target in self.settings.sparsities:
             self._finetune(runner, teacher, target)
 
-    def _warm_start(self, student: Student) -> None:
-        spread = self.settings.gate_spread
-        if spread > 0:
-            batches = [self.setup.batches.at(step) for step in range(_IMPORTANCE_BATCHES)]
-            importance = unit_importance(student.model, batches, self.numerics)
-            warm_start(student.gates, importance, spread)
-
     def _cached(self, live: LiveTeacher, runner: StageRunner) -> Teacher:
-        encoded, directory = self.setup.student_batches.encoded, self.run / "cache"
+        encoded, directory = self.setup.batches.encoded, self.run / "cache"
         key = ":".join(
             [
                 sha256_file(self.run / "teacher" / WEIGHTS),
                 self.task.fingerprint(),
                 f"{len(encoded)}x{int(encoded.offsets[-1])}",
-                f"{self.settings.noise}:{self.settings.seed}" if self.settings.noisy_copies else "",
                 str(live.layers),
             ]
         )

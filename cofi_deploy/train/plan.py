@@ -22,10 +22,7 @@ def planned_stages(
     if trains_teacher:
         planned["teacher"] = (batches.steps(s.teacher_epochs), _TEACHER_COST)
     if cached:
-        planned["teacher-cache"] = (
-            len(batches.encoded) * (s.noisy_copies + 1),
-            _CACHE_COST / s.batch_size,
-        )
+        planned["teacher-cache"] = (len(batches.encoded), _CACHE_COST / s.batch_size)
     if s.distill_epochs > 0:
         planned["distill"] = (batches.steps(s.distill_epochs), _DISTILL_COST)
     start = 0.0

@@ -44,7 +44,6 @@ class Setup:
     settings: TrainSettings
     numerics: Numerics
     batches: Batches
-    student_batches: Batches
     selection: EncodedSplit
 
     @property
@@ -111,7 +110,7 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
     notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
-        batch = setup.student_batches.at(step)
+        batch = setup.batches.at(step)
         student.model.train()
         with setup.numerics.autocast():
             losses, notes["matched_layers"] = setup.distillation(
@@ -122,7 +121,7 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
     learners = [student.model, student.projection]
     return Stage(
         name="distill",
-        steps=setup.student_batches.steps(s.distill_epochs),
+        steps=setup.batches.steps(s.distill_epochs),
         modules=student.modules,
         optimizers={"weights": _weights_optimizer(s, learners, s.student_lr)},
         lr_setting="student_lr",
@@ -144,13 +143,13 @@ def prune_stage(
     """
     s = setup.settings
     share = (target - start) / max(s.sparsities)
-    warmup_steps = setup.student_batches.steps(s.warmup_epochs * share)
-    steps = warmup_steps + setup.student_batches.steps(s.prune_epochs)
+    warmup_steps = setup.batches.steps(s.warmup_epochs * share)
+    steps = warmup_steps + setup.batches.steps(s.prune_epochs)
     shape = student.gates.shape
     notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
-        batch = setup.student_batches.at(step)
+        batch = setup.batches.at(step)
         student.model.train()
         with setup.numerics.autocast():
             losses, notes["matched_layers"] = setup.distillation(
@@ -219,7 +218,7 @@ def finetune_stage(
     notes = _notes(setup, model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
-        batch = setup.student_batches.at(step)
+        batch = setup.batches.at(step)
         model.train()
         with setup.numerics.autocast():
             losses, notes["matched_layers"] = setup.distillation(
@@ -229,7 +228,7 @@ def finetune_stage(
 
     return Stage(
         name=finetune_name(target),
-        steps=setup.student_batches.steps(s.finetune_epochs),
+        steps=setup.batches.steps(s.finetune_epochs),
         modules={"weights": model, "projection": projection},
         optimizers={"weights": _weights_optimizer(s, [model, projection], s.finetune_lr)},
         lr_setting="finetune_lr",
@@ -271,9 +270,7 @@ def _realized(student: Student) -> float:
 def _fitted_gate_lr(setup: Setup) -> float:
     """The published 0.01 suits tens of thousands of steps; fewer need larger ones."""
     s = setup.settings
-    steps = setup.student_batches.steps(s.warmup_epochs) + setup.student_batches.steps(
-        s.prune_epochs
-    )
+    steps = setup.batches.steps(s.warmup_epochs) + setup.batches.steps(s.prune_epochs)
     return min(_MAX_GATE_LR, max(_MIN_GATE_LR, _GATE_CROSSINGS * 2.0 * CLAMP / steps))
 
 

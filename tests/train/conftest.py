@@ -36,8 +36,6 @@ FEW_STEPS: dict[str, Any] = {
     "teacher_layers": 2,
     "evaluations": 2,
     "gate_lr": 0.1,
-    "gate_spread": 1.0,
-    "noisy_copies": 1,
     "precision": "fp32",
 }
 
