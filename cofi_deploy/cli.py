@@ -161,6 +161,10 @@ def train(**flags: Any) -> None:
     check_task_arguments(flags["task"], data_dir=data_dir, data=data, columns=columns)
     if flags["config"] is not None:
         read_toml(flags["config"])
+    if flags["target"] is not None:
+        from cofi_deploy.api.speedup_target import speedup_point
+
+        speedup_point(flags["target"])
     check_model_reachable(
         flags["model"] or flags["teacher"] or DEFAULT_MODEL,
         data_is_local=data_dir is not None or (data is not None and Path(data).exists()),

@@ -40,3 +40,15 @@ class Target:
         if "target_speedup" in entry:
             return cls("speedup", entry["target_speedup"])
         return cls("sparsity", entry["target_sparsity"])
+
+
+def speedup_told(latency: Mapping[str, Any]) -> str:
+    """What run.json says of the latency of a model, in words; empty where it says nothing."""
+    if not latency:
+        return ""
+    busy = f"; {latency['busy']}" if latency["busy"] else ""
+    if latency["speedup"] is None:
+        return f"not measured{busy}"
+    interval = f"{latency['speedup_low']:.2f} to {latency['speedup_high']:.2f}"
+    missed = "" if latency["is_met"] else ", which misses the target by more than 5 %"
+    return f"measured {latency['speedup']:.2f} ({interval}){missed}{busy}"

@@ -20,22 +20,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.api.latency_tables import TimeInTurn, held_against_models, measure_table
-from cofi_deploy.api.runtime_names import points_of
+from cofi_deploy.api.speedup_target import SPEEDUP_RUNTIMES, speedup_point
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
-from cofi_deploy.export.structure import (
-    STRUCTURE_RUNTIMES,
-    export_structure,
-    source_of_structure,
-)
+from cofi_deploy.export.structure import export_structure, source_of_structure
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.results import machine, versions
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.intervals import ratio_of_medians, too_wide
 from cofi_deploy.serve.latency import OperatingPoint, Samples, Schedule, time_interleaved
-from cofi_deploy.serve.runner import availability, open_runner, physical_cores
+from cofi_deploy.serve.runner import open_runner, physical_cores
 from cofi_deploy.train.latency_table import LatencyTable
 from cofi_deploy.train.speedup import MeasuredSpeedup, SpeedupBudget, Stopwatch
 
@@ -49,25 +45,6 @@ Timer = Callable[[Calls], Samples]
 _SCHEDULE = Schedule(min_repeats=20, max_seconds=15.0)
 _SEED = 0
 _PACKAGES = {"onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime")}
-
-
-def speedup_point(text: str) -> OperatingPoint:
-    """Where a speedup is meant, as typed behind `--for`.
-
-    Raises:
-        UsageError: No operating point, no runtime that structures are timed in, or no one length.
-        EnvironmentProblem: The runtime is not here.
-    """
-    point = points_of((text,))[0]
-    if point.runtime not in STRUCTURE_RUNTIMES or not isinstance(point.seq_len, int):
-        raise UsageError(
-            f"--speedup --for {text}: allowed: RUNTIME@BATCHxLENGTH with a number of tokens and "
-            f"one of the runtimes {', '.join(STRUCTURE_RUNTIMES)}, such as onnxruntime-cpu@1x128"
-        )
-    reason = availability(point.runtime)
-    if reason is not None:
-        raise EnvironmentProblem(f"--for {text}: {reason}")
-    return point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +156,7 @@ class StructureTimer:
         subject = self._subject
         source = source_of_structure(arch, subject.kind, subject.labels, subject.tokenizer)
         return export_structure(
-            source, directory, export_format=STRUCTURE_RUNTIMES[self._point.runtime]
+            source, directory, export_format=SPEEDUP_RUNTIMES[self._point.runtime]
         )
 
 

@@ -6,7 +6,6 @@ trained. The graph is the one that every export writes. There are no answers to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -23,13 +22,6 @@ from cofi_deploy.exports import ExportFormat
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiConfig, build
 
-# Runtimes whose artifacts are written in a second; an engine takes a minute for each structure.
-STRUCTURE_RUNTIMES: Mapping[str, ExportFormat] = {
-    "onnxruntime-cpu": "onnx",
-    "onnxruntime-cuda": "onnx",
-    "openvino": "openvino",
-}
-
 
 def export_structure(source: Source, directory: Path, *, export_format: ExportFormat) -> Path:
     """Write what `open_runner` opens: graph and manifest, no tokenizer.
@@ -37,7 +29,7 @@ def export_structure(source: Source, directory: Path, *, export_format: ExportFo
     Args:
         source: See `source_of_structure`.
         directory: To write into; must not exist.
-        export_format: Of `STRUCTURE_RUNTIMES`.
+        export_format: `onnx` or `openvino`.
 
     Raises:
         ExportError: The graph cannot be written.
