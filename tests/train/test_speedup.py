@@ -44,7 +44,7 @@ def test_whole_models_that_take_otherwise_than_foretold_are_projected_again(fact
 
 
 def test_what_cannot_be_met_is_told_and_the_closest_is_kept():
-    clock = MadeUpClock(factor=30.0)
+    clock = MadeUpClock(factor=100.0)
     _, facts = measured_masks(random_gates(1, 1.0), TARGET, budget(clock), DENSE)
     assert not facts["is_met"]
     assert facts["speedup"] < 4.0
