@@ -118,7 +118,7 @@ def speedup_budget(
 ) -> SpeedupBudget:
     """What training is given: the table, and a stopwatch for the same place."""
     timer = time_in_turn or StructureTimer(speedup_point(table.point), subject)
-    return SpeedupBudget(table=table, stopwatch=_stopwatch(subject.arch, timer))
+    return SpeedupBudget(table=table, stopwatch=stopwatch_of(subject.arch, timer))
 
 
 class StructureTimer:
@@ -164,7 +164,9 @@ def _time(calls: Calls) -> Samples:
     return time_interleaved(calls, _SCHEDULE)
 
 
-def _stopwatch(dense: Arch, time_in_turn: TimeInTurn) -> Stopwatch:
+def stopwatch_of(dense: Arch, time_in_turn: TimeInTurn) -> Stopwatch:
+    """Times a structure beside the dense model; says so where the machine is too busy."""
+
     def measure(arch: Arch) -> MeasuredSpeedup:
         samples = time_in_turn({"dense": dense, "pruned": arch})
         ratio = ratio_of_medians(samples, "dense", "pruned", seed=_SEED)

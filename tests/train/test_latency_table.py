@@ -31,34 +31,12 @@ from cofi_deploy.train.projection import masks_at_target
 from cofi_deploy.train.sparsity import check_target, reachable_share
 from tests.builders import any_masks, dense_arch
 from tests.made_up_clock import MadeUpClock, made_up_ms
-
-SHAPE = DenseShape(layers=4, hidden=32, heads=4, ffn=256, head_size=8)
-DENSE = dense_arch(SHAPE)
-
-
-def cost_of(kind: TaskKind = "text-classification") -> LatencyCost:
-    table = measure_table(
-        DENSE, kind, MadeUpClock(kind), point="onnxruntime-cpu@1x128", threads=2, key={}
-    )
-    return LatencyCost(table, SHAPE)
-
-
-COST = cost_of()
+from tests.train.latency_costs import COST, DENSE, SHAPE, cost_of, random_gates
 
 
 @pytest.fixture
 def gates() -> HardConcreteGates:
     return random_gates(0)
-
-
-def random_gates(seed: int, mean: float = 0.0, deviation: float = 2.0) -> HardConcreteGates:
-    gates = HardConcreteGates(SHAPE, init=dict.fromkeys(FAMILIES, 0.0))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in gates.log_alpha.values():
-            value.copy_(mean + deviation * torch.randn(value.shape, generator=generator))
-    gates.clamp()
-    return gates
 
 
 @pytest.mark.parametrize("kind", ["text-classification", "token-classification"])

@@ -6,18 +6,18 @@ import re
 
 import pytest
 
-from cofi_deploy.api.speedup import _stopwatch
+from cofi_deploy.api.speedup import stopwatch_of
 from cofi_deploy.errors import BudgetError
 from cofi_deploy.targets import Target, speedup_told
 from cofi_deploy.train.speedup import SpeedupBudget, measured_masks
 from tests.made_up_clock import MadeUpClock, made_up_ms
-from tests.train.test_latency_table import COST, DENSE, random_gates
+from tests.train.latency_costs import COST, DENSE, random_gates
 
 TARGET = Target("speedup", 4.0)
 
 
 def budget(clock: MadeUpClock) -> SpeedupBudget:
-    return SpeedupBudget(table=COST.table, stopwatch=_stopwatch(DENSE, clock))
+    return SpeedupBudget(table=COST.table, stopwatch=stopwatch_of(DENSE, clock))
 
 
 def test_a_table_that_is_right_needs_one_round_and_one_measurement_to_tell():
