@@ -21,6 +21,7 @@ from paper_archs import LABELS, random_model
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.config import TrainSettings
+from cofi_deploy.targets import Target
 from cofi_deploy.tasks import EncodedSplit
 from cofi_deploy.tasks.encoding import offsets_of
 from cofi_deploy.train.batches import Batches
@@ -41,6 +42,7 @@ LENGTHS = (
     f"{LONGEST}: as MNLI's sentence pairs"
 )
 BATCH_SIZE = 32
+_TARGET = Target("sparsity", 0.95)
 _WARMUP_STEPS = 5
 _STEPS_AT_ONCE = 10
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,13 +148,13 @@ def _prune(setup: Setup, arch: Arch, teacher: CachedTeacher) -> Stage:
         lagrangian=place(Lagrangian()),
         generator=torch.Generator(setup.numerics.device).manual_seed(0),
     )
-    return prune_stage(setup, student, teacher, target=0.95, start=0.0)
+    return prune_stage(setup, student, teacher, target=_TARGET, start=0.0)
 
 
 def _finetune(setup: Setup, arch: Arch, teacher: CachedTeacher) -> Stage:
     place = setup.numerics.place
     projection = place(LayerProjection(arch.hidden))
-    return finetune_stage(setup, place(random_model(arch)), projection, teacher, target=0.95)
+    return finetune_stage(setup, place(random_model(arch)), projection, teacher, target=_TARGET)
 
 
 _STAGES: dict[str, Callable[[Setup, Arch, CachedTeacher], Stage]] = {

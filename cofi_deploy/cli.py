@@ -88,6 +88,17 @@ def main() -> None:
 @click.option("--sparsity", type=float, help="Share of the encoder to prune.  [default: 0.95]")
 @click.option("--sparsities", help="Several models from one run: 0.6,0.8,0.9,0.95")
 @click.option(
+    "--speedup",
+    "speedups",
+    help="Budget as a measured speedup instead: 10; several models from one run: 4,10",
+)
+@click.option(
+    "--for",
+    "target",
+    metavar="RUNTIME@BATCHxLENGTH",
+    help="Where --speedup is measured: onnxruntime-cpu@1x128, openvino@32x128.",
+)
+@click.option(
     "--params", "parameters", type=Count(), help="Budget as encoder parameters instead: 5M"
 )
 @click.option(
@@ -135,6 +146,7 @@ def train(**flags: Any) -> None:
     cofi-deploy train --task squad
     cofi-deploy train --task mrpc --model ./MiniLM --data-dir ./glue --sparsity 0.9 --recipe fast
     cofi-deploy train --task text-classification --data ./tickets --sparsities 0.8,0.9,0.95
+    cofi-deploy train --task sst2 --speedup 10 --for onnxruntime-cpu@1x128
     cofi-deploy train --resume
     """
     if flags["resume"] is not None:
@@ -149,6 +161,10 @@ def train(**flags: Any) -> None:
     check_task_arguments(flags["task"], data_dir=data_dir, data=data, columns=columns)
     if flags["config"] is not None:
         read_toml(flags["config"])
+    if flags["target"] is not None:
+        from cofi_deploy.api.speedup_target import speedup_point
+
+        speedup_point(flags["target"])
     check_model_reachable(
         flags["model"] or flags["teacher"] or DEFAULT_MODEL,
         data_is_local=data_dir is not None or (data is not None and Path(data).exists()),

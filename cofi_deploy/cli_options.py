@@ -183,9 +183,7 @@ def tuning_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Flags that are settings, by the settings' names."""
-    budgets = [name for name in ("sparsity", "sparsities", "parameters") if flags[name] is not None]
-    if len(budgets) > 1:
-        raise click.UsageError("give one budget: --sparsity, --sparsities or --params")
+    _check_budget_flags(flags)
     overrides: dict[str, Any] = settings_of(flags["settings"])
     for name in ("max_length", "precision", "seed"):
         if flags[name] is not None:
@@ -195,17 +193,41 @@ def setting_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     if flags["sparsity"] is not None:
         overrides["sparsities"] = [flags["sparsity"]]
     if flags["sparsities"] is not None:
-        overrides["sparsities"] = _numbers(flags["sparsities"])
+        overrides["sparsities"] = _numbers("--sparsities", flags["sparsities"], "0.6,0.8,0.9,0.95")
+    if flags["speedups"] is not None:
+        overrides["speedups"] = _numbers("--speedup", flags["speedups"], "10 or 4,10")
+        overrides["speedup_for"] = flags["target"]
     return overrides
 
 
-def _numbers(text: str) -> list[float]:
+def _check_budget_flags(flags: dict[str, Any]) -> None:
+    """One budget, and `--for` with a speedup alone."""
+    names = {
+        "--sparsity": "sparsity",
+        "--sparsities": "sparsities",
+        "--speedup": "speedups",
+        "--params": "parameters",
+    }
+    given = [flag for flag, name in names.items() if flags[name] is not None]
+    if len(given) > 1:
+        raise click.UsageError(
+            f"got {' and '.join(given)}; give one budget: --sparsity, --sparsities, --speedup or "
+            "--params"
+        )
+    target, speedup = flags["target"], flags["speedups"]
+    if speedup is not None and target is None:
+        raise click.UsageError(
+            f"--speedup {speedup} needs --for RUNTIME@BATCHxLENGTH, such as onnxruntime-cpu@1x128"
+        )
+    if target is not None and speedup is None:
+        raise click.UsageError(f"--for {target} says where --speedup is measured; give both")
+
+
+def _numbers(flag: str, text: str, such_as: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise click.UsageError(
-            f"--sparsities is {text!r}, expected numbers such as 0.6,0.8,0.9,0.95"
-        ) from error
+        raise click.UsageError(f"{flag} is {text!r}, expected numbers such as {such_as}") from error
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from cofi_deploy.artifacts import read_toml
 from cofi_deploy.errors import ConfigError, did_you_mean
 from cofi_deploy.masks import FAMILIES
+from cofi_deploy.targets import Target
 
 RECIPES = ("paper", "balanced", "fast", "smoke")
 VERIFY_TARGETS = ("max_drop", "min_speedup")
@@ -40,6 +41,8 @@ class TrainSettings:
     sparsities: tuple[float, ...] = _setting(
         (0.95,), "target sparsities, ascending: each becomes a model of its own"
     )
+    speedups: tuple[float, ...] = _setting((), "measured speedups instead, ascending")
+    speedup_for: str = _setting("", "where they are measured: RUNTIME@BATCHxLENGTH")
     batch_size: int = _setting(32, "sequences per optimizer step")
     max_length: int = _setting(0, "longest sequence in tokens; 0: the task's own (128, QA 384)")
     teacher_epochs: float = _setting(3.0, "epochs of fine-tuning the dense teacher")
@@ -100,6 +103,13 @@ class TrainSettings:
             raise ConfigError("; ".join(problems))
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        """The budget of each model, ascending."""
+        if self.speedups:
+            return tuple(Target("speedup", value) for value in self.speedups)
+        return tuple(Target("sparsity", value) for value in self.sparsities)
+
+    @property
     def multiple(self) -> int:
         """What hidden size and FFN widths are multiples of."""
         return AUTO_ALIGN if self.align == "auto" else self.align
@@ -146,8 +156,12 @@ def resolve_settings(
     problems: list[str] = []
     values = _tables(load_recipe(recipe), training_rows, kind, problems)
     if config is not None:
-        values |= _tables(_read_toml(config, problems), training_rows, kind, problems)
-    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+        table = _tables(_read_toml(config, problems), training_rows, kind, problems)
+        values = _over(values, table)
+    flags = {key: value for key, value in (overrides or {}).items() if value is not None}
+    values = _over(values, flags)
+    if "speedups" in values:
+        values.setdefault("sparsities", ())  # the default is for those who ask for nothing
     converted = _convert(values, problems)
     try:
         settings = TrainSettings(**converted)
@@ -192,6 +206,13 @@ def load_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, RECIPES)}")
     text = resources.files("cofi_deploy").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     return tomllib.loads(text)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` wins; a budget also over a budget of another kind."""
+    lost = {"sparsities": {"speedups", "speedup_for"}, "speedups": {"sparsities"}}
+    dropped = {key for budget in _BUDGETS if budget in above for key in lost[budget]}
+    return {**{key: value for key, value in below.items() if key not in dropped}, **above}
 
 
 def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -303,17 +324,14 @@ _NOT_NEGATIVE = (
     "train_limit",
     "validation_limit",
 )
+_BUDGETS = ("sparsities", "speedups")
 _FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
 _MAX_SEED = 2**32 - 1  # numpy's
 
 
 def _problems(settings: TrainSettings) -> typing.Iterator[str]:
     yield from _number_problems(settings)
-    sparsities = list(settings.sparsities)
-    if not sparsities or any(not 0 < value < 1 for value in sparsities):
-        yield f"sparsities is {sparsities}, allowed: one or more between 0 and 1"
-    if sparsities != sorted(set(sparsities)):
-        yield f"sparsities is {sparsities}, expected ascending without repeats"
+    yield from _budget_problems(settings)
     if not settings.mask_families:
         yield f"mask_families is empty, allowed: one or more of {', '.join(FAMILIES)}"
     for name in settings.mask_families:
@@ -323,6 +341,25 @@ def _problems(settings: TrainSettings) -> typing.Iterator[str]:
         yield "prediction_weight, layer_weight and label_weight are all 0: nothing to learn from"
     if settings.warmup_epochs + settings.prune_epochs <= 0:
         yield "warmup_epochs and prune_epochs are both 0: nothing would be pruned"
+
+
+def _budget_problems(settings: TrainSettings) -> typing.Iterator[str]:
+    for name in _BUDGETS:
+        values = list(getattr(settings, name))
+        if values != sorted(set(values)):
+            yield f"{name} is {values}, expected ascending without repeats"
+    sparsities, speedups = list(settings.sparsities), list(settings.speedups)
+    if sparsities and speedups:
+        yield f"sparsities is {sparsities} and speedups is {speedups}, allowed: one of them"
+    if (not sparsities and not speedups) or any(not 0 < value < 1 for value in sparsities):
+        yield f"sparsities is {sparsities}, allowed: one or more between 0 and 1"
+    if any(not 1 < value < math.inf for value in speedups):
+        yield f"speedups is {speedups}, allowed: numbers above 1, such as 10"
+    if bool(speedups) != bool(settings.speedup_for):
+        yield (
+            f"speedups is {speedups} and speedup_for is {settings.speedup_for!r}, allowed: both, "
+            "such as --speedup 10 --for onnxruntime-cpu@1x128, or neither"
+        )
 
 
 def _number_problems(settings: TrainSettings) -> typing.Iterator[str]:

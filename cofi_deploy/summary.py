@@ -12,6 +12,7 @@ from rich.table import Table
 from cofi_deploy.artifacts import read_json
 from cofi_deploy.serve.bench import BenchResult
 from cofi_deploy.serve.verify import VerifyResult
+from cofi_deploy.targets import Target, speedup_told
 
 Row = Mapping[str, Any]
 
@@ -28,21 +29,16 @@ _WIDE = 120
 
 
 def print_run(run: Path) -> None:
-    """What a training run came to: metric, sparsity, sizes, speed of training."""
+    """What a training run came to: metric, budget, sizes, speed of training."""
     document = read_json(run / "run.json")
     result = document["result"]
     table = Table(
         title=f"{document['task']['name']}: {result['metric_name']} on "
         f"{result['examples']} development examples"
     )
-    for name in (
-        "model",
-        result["metric_name"],
-        "sparsity asked",
-        "realised",
-        "encoder",
-        "all parameters",
-    ):
+    asked = Target.of(result["models"][0]).kind
+    budget = [f"{asked} asked", "realised" if asked == "sparsity" else "sparsity"]
+    for name in ("model", result["metric_name"], *budget, "encoder", "all parameters"):
         table.add_column(name, justify="left" if name == "model" else "right")
     teacher = result["teacher"]
     table.add_row("dense teacher", f"{teacher['metric']:.4f}", "", "", *_parameters(teacher))
@@ -50,12 +46,17 @@ def print_run(run: Path) -> None:
         table.add_row(
             entry["directory"],
             f"{entry['metric']:.4f}",
-            f"{entry['target_sparsity']:g}",
+            f"{Target.of(entry).value:g}",
             f"{entry['realized_sparsity']:.4f}",
             *_parameters(entry),
         )
     console = Console(stderr=True, markup=False)
     console.print(table)
+    for entry in result["models"]:
+        if "latency" in entry:
+            told = f"speedup of {entry['directory']} in {entry['latency']['for']}"
+            line = f"{told}: {speedup_told(entry['latency'])}"
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f"models are in {run}", highlight=False, soft_wrap=True)
     speeds = ", ".join(
         f"{name} {values['samples_per_s']:.0f}"

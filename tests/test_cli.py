@@ -96,6 +96,29 @@ def test_two_budgets_are_refused() -> None:
     assert "give one budget" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--sparsity", "0.9", "--speedup", "10", "--for", "ort@1x128"),
+            "got --sparsity and --speedup; give one budget: --sparsity, --sparsities, --speedup",
+        ),
+        (("--speedup", "10"), "--speedup 10 needs --for RUNTIME@BATCHxLENGTH, such as onnx"),
+        (("--for", "ort@1x128"), "--for ort@1x128 says where --speedup is measured; give both"),
+        (("--speedup", "fast", "--for", "ort@1x128"), "--speedup is 'fast', expected numbers such"),
+        (("--speedup", "10", "--for", "ort"), "operating point is 'ort', allowed: BATCHxLENGTH"),
+        (("--speedup", "10", "--for", "orrt@1x8"), "runtime is 'orrt', allowed: torch"),
+        (("--speedup", "10", "--for", "triton@1x8"), "--speedup --for triton@1x8: allowed"),
+    ],
+)
+def test_half_a_speedup_and_a_place_that_is_none_are_refused(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = run("train", "--task", "mrpc", *arguments)
+    assert code == 2
+    assert words in err
+
+
 def test_sparsities_that_are_no_numbers_are_refused() -> None:
     code, _, err = run("train", "--task", "mrpc", "--sparsities", "0.6;0.8")
     assert code == 2
@@ -179,6 +202,8 @@ MISTAKES = {
     "own text without data": ["train", "--task", "text-classification"],
     "column": ["train", "--task", "text-classification", "--data", "x.csv", "--column", "text"],
     "two budgets": ["train", "--task", "mrpc", "--sparsity", "0.9", "--params", "5M"],
+    "speedup nowhere": ["train", "--task", "mrpc", "--speedup", "10"],
+    "speedup in no runtime": ["train", "--task", "mrpc", "--speedup", "10", "--for", "ot@1x8"],
     "resume of nothing": ["train", "--resume"],
     "resume of no run": ["train", "--resume", "nowhere"],
     "export without a run": ["export", "--format", "onnx"],

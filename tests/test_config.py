@@ -195,3 +195,32 @@ def test_settings_come_back_from_run_json():
         **{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
     )
     assert again == settings
+
+
+def test_a_budget_wins_over_a_budget_of_another_kind_below_it(toml):
+    path = toml('speedups = [10]\nspeedup_for = "onnxruntime-cpu@1x128"\n')
+    settings = resolved(config=path)
+    assert (settings.sparsities, settings.speedups) == ((), (10.0,))
+    assert [target.label for target in settings.targets] == ["x10"]
+    flag = resolved(config=path, overrides={"sparsities": [0.9]})
+    assert (flag.sparsities, flag.speedups, flag.speedup_for) == ((0.9,), (), "")
+    faster = resolved(config=path, overrides={"speedups": [4, 20]})
+    assert (faster.speedups, faster.speedup_for) == ((4.0, 20.0), "onnxruntime-cpu@1x128")
+
+
+@pytest.mark.parametrize(
+    ("speedups", "words"),
+    [
+        ([1.0], "speedups is [1.0], allowed: numbers above 1, such as 10"),
+        ([10, 4], "speedups is [10.0, 4.0], expected ascending without repeats"),
+        ([float("inf")], "speedups is [inf], allowed: numbers above 1"),
+    ],
+)
+def test_speedups_that_are_none_are_refused(speedups, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        resolved(overrides={"speedups": speedups, "speedup_for": "openvino@1x8"})
+
+
+def test_settings_of_a_run_before_there_were_speedups_are_read():
+    old = {key: value for key, value in TrainSettings().to_json().items() if "speedup" not in key}
+    assert TrainSettings.from_json(old) == TrainSettings()

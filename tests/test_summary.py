@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from cofi_deploy.artifacts import write_json
 from cofi_deploy.serve.bench import BenchResult
-from cofi_deploy.summary import print_latency
+from cofi_deploy.summary import print_latency, print_run
 
 
 def row(model: str, **changes: Any) -> dict[str, Any]:
@@ -113,3 +114,32 @@ def test_saturation_is_a_table_of_its_own_where_it_was_measured(capsys):
     )
     assert ["dense", "openvino", "128", "", "too busy", "4", "16"] in lines
     assert ["pruned", "openvino", "128", "9.50 (9.00 to 10.00)", "4,321", "4", "16"] in lines
+
+
+def test_a_run_with_a_speedup_tells_what_was_measured_and_what_was_missed(capsys, tmp_path):
+    sizes = {"encoder_parameters": 10, "parameters": 20, "metric": 0.8}
+    latency = {
+        "for": "onnxruntime-cpu@1x128",
+        "speedup": 9.1,
+        "speedup_low": 8.9,
+        "speedup_high": 9.3,
+        "busy": "this machine is too busy to measure",
+        "is_met": False,
+    }
+    entry = {
+        "directory": "model",
+        "target_speedup": 10.0,
+        "realized_sparsity": 0.93,
+        "latency": latency,
+        **sizes,
+    }
+    result = {"metric_name": "accuracy", "examples": 9, "teacher": sizes, "models": [entry]}
+    document = {"task": {"name": "sst2"}, "result": result, "stages": {}, "precision": "fp32"}
+    write_json(tmp_path / "run.json", document)
+    print_run(tmp_path)
+    told = capsys.readouterr().err
+    assert "speedup asked" in told
+    assert (
+        "speedup of model in onnxruntime-cpu@1x128: measured 9.10 (8.90 to 9.30), which misses the "
+        "target by more than 5 %; this machine is too busy to measure"
+    ) in told

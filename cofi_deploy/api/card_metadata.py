@@ -19,6 +19,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from cofi_deploy.api.card_costs import Costs
 from cofi_deploy.kinds import TaskKind
+from cofi_deploy.targets import Target
 from cofi_deploy.task_names import GLUE_NAMES, SQUAD_NAMES
 
 LIBRARY = "cofi-deploy"
@@ -36,7 +37,14 @@ _METRIC_TYPES = {"f1_macro": "f1", "pearson": "pearsonr"}
 _NOT_ON_HUBS = frozenset({"combined_score"})
 # What an entry of run.json says beside the task's metrics; `metric` repeats the primary one.
 _NO_METRICS = frozenset(
-    {"metric", "target_sparsity", "realized_sparsity", "parameters", "encoder_parameters"}
+    {
+        "metric",
+        "target_sparsity",
+        "target_speedup",
+        "realized_sparsity",
+        "parameters",
+        "encoder_parameters",
+    }
 )
 _SQUAD = {
     "squad": ("SQuAD 1.1", "rajpurkar/squad", "plain_text"),
@@ -98,7 +106,7 @@ def card_data(
 
 def model_name(task: str, entry: Mapping[str, Any]) -> str:
     """What the results stand under: task and target, `sst2-s95`."""
-    return f"{task}-s{100 * entry['target_sparsity']:g}"
+    return f"{task}-{Target.of(entry).label}"
 
 
 def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import read_json
 from cofi_deploy.errors import ArtifactError
+from cofi_deploy.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +82,10 @@ def verified_model(
 
 
 def _label(document: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    """The label whose rows have the entry's target sparsity."""
-    target = entry["target_sparsity"]
+    """The label whose rows have the entry's target."""
+    target = Target.of(entry).keys.items()
     for row in document["rows"]:
-        if row["model"] != DENSE and row.get("target_sparsity") == target:
+        if row["model"] != DENSE and target <= row.items():
             return str(row["model"])
     return None
 

@@ -25,6 +25,7 @@ from cofi_deploy.errors import CofiDeployError
 from cofi_deploy.family_tables import FAMILIES
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import read_dense_arch
+from cofi_deploy.targets import speedup_told
 from cofi_deploy.task_names import GLUE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ def model_card(
         purpose=_PURPOSES[kind],
         points=lambda difference: f"{100 * difference:+.2f}",
         speedup=_speedup,
+        latency_told=speedup_told(entry.get("latency", {})),
+        targets=[f"{value:g}" for value in _targets(run["settings"])],
         run=run,
         settings=run["settings"],
         epochs={
@@ -165,6 +168,12 @@ def _write_card(
         verified=verified,
     )
     write_bytes(path, card.encode())
+
+
+def _targets(settings: Mapping[str, Any]) -> list[float]:
+    """Speedups or sparsities; older runs know only the latter."""
+    found: list[float] = settings.get("speedups") or settings["sparsities"]
+    return found
 
 
 def _speedup(row: Mapping[str, Any]) -> str:

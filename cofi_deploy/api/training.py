@@ -13,6 +13,8 @@ from typing import Any
 from cofi_deploy.api.model_card import write_cards
 from cofi_deploy.api.places import check_new_run, run_to_resume
 from cofi_deploy.api.run_task import TaskArguments, run_entry, task_of_run
+from cofi_deploy.api.speedup import Subject, speedup_budget, table_for, write_table
+from cofi_deploy.api.speedup_target import speedup_point
 from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_json
 from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import HubUnreachableError, UsageError
@@ -24,6 +26,7 @@ from cofi_deploy.tasks import Task
 from cofi_deploy.train.checks import checked_teacher
 from cofi_deploy.train.pipeline import Pipeline
 from cofi_deploy.train.processes import is_main, joined, on_main, together, world_size
+from cofi_deploy.train.speedup import SpeedupBudget
 
 
 @joined()
@@ -36,6 +39,8 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
     sparsity: float | Sequence[float] | None = None,
+    speedup: float | Sequence[float] | None = None,
+    target: str | None = None,
     parameters: int | None = None,
     align: int | str | None = None,
     recipe: str = "balanced",
@@ -61,6 +66,8 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         data: File, folder or hub id for `text-classification` and `text-regression`.
         columns: Column names of ``data`` where they cannot be guessed.
         sparsity: Share of the encoder to prune, or several for a family from one run.
+        speedup: Budget as a measured speedup in place of a sparsity, or several for a family.
+        target: Where it is measured, such as `onnxruntime-cpu@1x128`.
         parameters: Budget as a number of encoder parameters, in place of a sparsity.
         align: 8, 16 or 32: hidden size and FFN widths become multiples of it; or `auto`.
         recipe: `paper`, `balanced`, `fast` or `smoke`.
@@ -86,7 +93,12 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
     given = {
         **(overrides or {}),
         **_settings_given(
-            sparsity, align=align, max_length=max_length, precision=precision, seed=seed
+            {"sparsities": sparsity, "speedups": speedup},
+            speedup_for=target,
+            align=align,
+            max_length=max_length,
+            precision=precision,
+            seed=seed,
         ),
     }
 
@@ -107,7 +119,10 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         )
 
     # A typing error in the settings is answered before any data is read.
-    arguments = arguments_for(settings_for(0))
+    typed = settings_for(0)
+    if typed.speedups:
+        speedup_point(typed.speedup_for)
+    arguments = arguments_for(typed)
     with together():
         loaded, source = _open_sources(arguments, model)
     if parameters is not None:
@@ -118,19 +133,24 @@ def train(  # noqa: PLR0913 - the arguments are the flags of the command line
         with together():
             loaded = arguments.load()
     run = on_main(lambda: _new_run(output or _run_directory(task, settings)))
+    budget = _speedup(run, loaded, settings, model=source)
     with together():
-        pipeline = _pipeline(run, loaded, settings, model=source, teacher=teacher)
+        pipeline = _pipeline(run, loaded, settings, model=source, teacher=teacher, budget=budget)
     on_main(lambda: _begin(run, arguments, pipeline, model=model, teacher=teacher, recipe=recipe))
     return _run(pipeline)
 
 
 def _resume(run: Path) -> Path:
     with together():
-        pipeline = _pipeline_of(run)
+        settings, loaded = _begun(run)
+        model, teacher = str(resolve(run_entry(run, "model"))), run_entry(run, "teacher")
+    budget = _speedup(run, loaded, settings, model=model)
+    with together():
+        pipeline = _pipeline(run, loaded, settings, model=model, teacher=teacher, budget=budget)
     return _run(pipeline)
 
 
-def _pipeline_of(run: Path) -> Pipeline:
+def _begun(run: Path) -> tuple[TrainSettings, Task]:
     """What the run began with, opened again."""
     settings = TrainSettings.from_json(run_entry(run, "settings"))
     loaded = task_of_run(run).load()
@@ -140,8 +160,20 @@ def _pipeline_of(run: Path) -> Pipeline:
             f"the data of {str(run)!r} has changed since the run began (fingerprint "
             f"{fingerprint[:12]}); restore it, or start a new run"
         )
-    model, teacher = str(resolve(run_entry(run, "model"))), run_entry(run, "teacher")
-    return _pipeline(run, loaded, settings, model=model, teacher=teacher)
+    return settings, loaded
+
+
+def _speedup(run: Path, task: Task, settings: TrainSettings, *, model: str) -> SpeedupBudget | None:
+    """What a speedup is measured with; None where the budget is a sparsity."""
+    if not settings.speedups:
+        return None
+    subject = Subject(
+        arch=read_dense_arch(model),
+        kind=task.kind,
+        labels=task.labels,
+        tokenizer=load_tokenizer(model),
+    )
+    return speedup_budget(on_main(lambda: table_for(subject, settings, run)), subject)
 
 
 def _new_run(run: Path) -> Path:
@@ -168,7 +200,13 @@ def _open_sources(arguments: TaskArguments, model: str) -> tuple[Task, str]:
 
 
 def _pipeline(
-    run: Path, task: Task, settings: TrainSettings, *, model: str, teacher: Path | str | None
+    run: Path,
+    task: Task,
+    settings: TrainSettings,
+    *,
+    model: str,
+    teacher: Path | str | None,
+    budget: SpeedupBudget | None,
 ) -> Pipeline:
     """Everything that can be refused is refused here, before anything is written."""
     directory = None if teacher is None else resolve(teacher)
@@ -181,6 +219,7 @@ def _pipeline(
         teacher=directory,
         tokenizer=load_tokenizer(model),
         settings=settings,
+        speedup=budget,
     )
 
 
@@ -221,10 +260,12 @@ def _absolute(model: Path | str) -> str:
 
 
 def _run(pipeline: Pipeline) -> Path:
-    run = pipeline.run
+    run, budget = pipeline.run, pipeline.speedup
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(lock_directory(run)))
         on_main(lambda: _update(run, state="running", error=None, processes=world_size()))
+        if budget is not None:
+            on_main(lambda: write_table(budget.table, run))
         began = time.monotonic() - (read_json(run / "run.json").get("wall_s") or 0.0)
         try:
             result = pipeline.train()
@@ -253,11 +294,14 @@ def _update(run: Path, **values: Any) -> None:
     write_json(run / "run.json", {**read_json(run / "run.json"), **values})
 
 
-def _settings_given(sparsity: float | Sequence[float] | None, **others: Any) -> dict[str, Any]:
+def _settings_given(
+    budgets: Mapping[str, float | Sequence[float] | None], **others: Any
+) -> dict[str, Any]:
     """Arguments that are settings, by the settings' names; None was not given."""
     given = {name: value for name, value in others.items() if value is not None}
-    if sparsity is not None:
-        given["sparsities"] = list(sparsity) if isinstance(sparsity, Sequence) else [sparsity]
+    for name, budget in budgets.items():
+        if budget is not None:
+            given[name] = list(budget) if isinstance(budget, Sequence) else [budget]
     return given
 
 
@@ -273,6 +317,6 @@ def _sparsity_of(parameters: int, model: str) -> float:
 
 
 def _run_directory(task: str, settings: TrainSettings) -> Path:
-    budget = "-".join(f"s{100 * value:g}" for value in settings.sparsities)
+    budget = "-".join(target.label for target in settings.targets)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return RUNS_ROOT / f"{task}-{budget}-{now}"

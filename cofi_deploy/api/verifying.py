@@ -27,6 +27,7 @@ from cofi_deploy.serve.triton_service import running_server
 from cofi_deploy.serve.verdict import Targets
 from cofi_deploy.serve.verify import VerifyResult, VerifySettings
 from cofi_deploy.serve.verify import verify as run_verify
+from cofi_deploy.targets import Target
 from cofi_deploy.tasks import EncodedSplit
 
 DEFAULT_RUNTIMES = ("torch", "onnxruntime-cpu", "openvino")
@@ -232,16 +233,16 @@ def _members(main: Place) -> dict[str, Place]:
         return {"pruned": main}
     main_directory = main.model.resolve()
     members: dict[str, Place] = {}
-    for entry in sorted(entries, key=lambda entry: float(entry["target_sparsity"])):
+    for entry in sorted(entries, key=lambda entry: Target.of(entry).share):
         directory = main.run / entry["directory"]
         is_main = directory.resolve() == main_directory
         found = main if is_main else find_model(directory, exports_root=main.exports_root)
-        members[f"s{100 * entry['target_sparsity']:g}"] = found
+        members[Target.of(entry).label] = found
     return members
 
 
 def _trained_models(run: Path) -> list[dict[str, Any]]:
-    """What run.json says of each model of a run: target_sparsity, directory, metrics."""
+    """What run.json says of each model of a run: its target, directory, metrics."""
     found: list[dict[str, Any]] = read_json(run / "run.json").get("result", {}).get("models", [])
     return found
 
@@ -284,5 +285,5 @@ def _facts(place: Place) -> dict[str, Any]:
     }
     for entry in _trained_models(place.run):
         if (place.run / entry["directory"]).resolve() == place.model.resolve():
-            facts["target_sparsity"] = entry["target_sparsity"]
+            facts |= Target.of(entry).keys
     return facts

@@ -136,6 +136,18 @@ def export_openvino(
     return output
 
 
+def write_ir(source: Source, onnx_file: Path, path: Path) -> None:
+    """Convert an ONNX file as every export does; nothing is compared.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+        ExportError: OpenVINO refuses the graph.
+        EnvironmentProblem: The disk is full.
+    """
+    openvino = _import_openvino()
+    _save(openvino, _ir_from_onnx(openvino, onnx_file, source), path, compress_to_fp16=False)
+
+
 def openvino_infer(path: Path, *, bf16: bool = False) -> Infer:
     """A function that runs the IR on the CPU plugin.
 

@@ -36,7 +36,10 @@ _CIRCUMSTANCES = (
 )  # fmt: skip
 IDENTITY = (*_PLACE, *_CIRCUMSTANCES)
 # Differs wherever the model or the kind of row does, and is said by those already.
-_IN_NAME = ("model", "runtime", "batch_size", "seq_len", "metric_name", "target_sparsity", "split")
+_IN_NAME = (
+    "model", "runtime", "batch_size", "seq_len", "metric_name", "target_sparsity",
+    "target_speedup", "split",
+)  # fmt: skip
 # What times depend on. A newer cofi-deploy is what is being tested, so its own version may differ.
 _MACHINE = ("cpu", "cpu_flags", "cores", "gpu")
 _OWN = "cofi-deploy"

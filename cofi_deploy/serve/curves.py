@@ -59,8 +59,18 @@ _PANELS = (
         dashed="target_sparsity",
     ),
     _Panel(
+        name="speedup",
+        title="Speedup, as the latency table foretells it",
+        keys=(
+            ("target_speedup", "target", "var(--dense)"),
+            ("expected_speedup", "expected", "var(--series-1)"),
+            ("realized_speedup", "realized", "var(--series-3)"),
+        ),
+        dashed="target_speedup",
+    ),
+    _Panel(
         name="multipliers",
-        title="Multipliers of the sparsity constraint, and their penalty",
+        title="Multipliers of the budget's constraint, and their penalty",
         keys=(
             ("lambda_linear", "linear", "var(--series-1)"),
             ("lambda_quadratic", "quadratic", "var(--series-3)"),

@@ -19,53 +19,58 @@ from torch import Tensor
 from cofi_deploy.arch import DenseShape
 from cofi_deploy.errors import BudgetError, ConfigError
 from cofi_deploy.masks import Masks
+from cofi_deploy.train.cost import Cost, realized_share
 from cofi_deploy.train.gates import HardConcreteGates
 from cofi_deploy.train.projection import (
-    TOLERANCE,
+    Budget,
     by_switch,
     first_count,
-    kept_parameters,
-    masks_at_sparsity,
-    realized_sparsity,
+    masks_at_target,
     soft_values,
 )
+from cofi_deploy.train.sparsity import TOLERANCE, ParameterCost
 
 logger = logging.getLogger(__name__)
 
 
-def aligned_masks(gates: HardConcreteGates, target_sparsity: float, multiple: int) -> Masks:
-    """Fixed masks at a sparsity; the hidden size and all FFN widths are multiples.
+def aligned_masks(
+    gates: HardConcreteGates, target: float, multiple: int, cost: Cost | None = None
+) -> Masks:
+    """Fixed masks that meet a target; the hidden size and all FFN widths are multiples.
 
     A width may be 0: a sublayer that vanished stays away, and one with few units may vanish. A
     family that is not pruned keeps the size of the dense model.
 
     Args:
         gates: What training learnt.
-        target_sparsity: A fraction; met within 0.005.
+        target: Share of the cost to prune, a fraction; met within the cost's tolerance.
         multiple: Of units; 1 lets every size be.
+        cost: What is counted; by default parameters, and then the share is the sparsity.
 
     Raises:
-        BudgetError: No such masks come within 0.005 of the target.
+        BudgetError: No such masks come within the tolerance.
     """
-    masks = masks_at_sparsity(gates, target_sparsity)
+    budget = Budget(cost or ParameterCost(gates.shape), target)
+    masks = masks_at_target(gates, target, cost)
     if multiple == 1:
         return masks
-    best = 1.0
+    best: list[Masks] = []
     for hidden in _hidden_choices(gates, masks, multiple):
         try:
-            paid = masks_at_sparsity(gates, target_sparsity, hidden=hidden)
+            paid = masks_at_target(gates, target, cost, hidden=hidden)
         except BudgetError:
             continue
-        aligned = _align_ffn(gates, paid, target_sparsity, multiple)
-        realized = realized_sparsity(aligned, gates.shape)
-        if abs(realized - target_sparsity) <= TOLERANCE:
+        aligned = _align_ffn(gates, paid, budget, multiple)
+        if budget.is_met(aligned):
             logger.info("%s", _told(masks, aligned, multiple))
             return aligned
-        best = min(best, realized, key=lambda value: abs(value - target_sparsity))
+        best.append(aligned)
+    name, value = budget.cost.name, budget.cost.value
+    reached = realized_share(budget.cost, budget.nearest(best)) if best else 0.0
     raise BudgetError(
         f"masks of {', '.join(gates.families)} with widths of multiples of {multiple} come no "
-        f"closer to sparsity {target_sparsity:g} than {best:.4f}; use a smaller --align or ask for "
-        "another sparsity"
+        f"closer to {name} {value(target):g} than {value(reached):.4f}; use a smaller --align or "
+        f"ask for another {name}"
     )
 
 
@@ -104,20 +109,17 @@ def _hidden_choices(gates: HardConcreteGates, masks: Masks, multiple: int) -> It
         yield soft_values(log_alpha) * (rank < count * multiple)
 
 
-def _align_ffn(gates: HardConcreteGates, masks: Masks, target: float, multiple: int) -> Masks:
+def _align_ffn(gates: HardConcreteGates, masks: Masks, budget: Budget, multiple: int) -> Masks:
     """Whole blocks of ``multiple`` units, as many as the budget has room for."""
     if "ffn" not in gates.families:
         return masks
-    shape = gates.shape
-    budget = (1.0 - target) * shape.prunable_parameters
     order = _blocks(gates, masks, multiple)
 
     def with_blocks(count: int) -> Masks:
         return _masks_of_blocks(gates, masks, order[:count])
 
-    count = first_count(len(order), lambda n: kept_parameters(with_blocks(n), shape) >= budget)
-    choices = [with_blocks(count), with_blocks(max(0, count - 1))]
-    return min(choices, key=lambda each: abs(kept_parameters(each, shape) - budget))
+    count = first_count(len(order), lambda n: budget.over(with_blocks(n)) >= 0)
+    return budget.nearest([with_blocks(count), with_blocks(max(0, count - 1))])
 
 
 def _blocks(gates: HardConcreteGates, masks: Masks, multiple: int) -> list[tuple[int, Tensor]]:

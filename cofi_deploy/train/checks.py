@@ -11,8 +11,9 @@ from cofi_deploy.loading import label_names, load
 from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.alignment import check_alignment
+from cofi_deploy.train.cost import Cost
 from cofi_deploy.train.gates import HardConcreteGates
-from cofi_deploy.train.sparsity import check_target_sparsity
+from cofi_deploy.train.sparsity import check_target
 
 
 def check_shares(batch_size: int, processes: int) -> None:
@@ -28,7 +29,7 @@ def check_shares(batch_size: int, processes: int) -> None:
         )
 
 
-def check_budget(arch: Arch, settings: TrainSettings) -> None:
+def check_budget(arch: Arch, settings: TrainSettings, latency: Cost | None = None) -> None:
     """Refuse targets that masks of the chosen families cannot express.
 
     Raises:
@@ -37,8 +38,8 @@ def check_budget(arch: Arch, settings: TrainSettings) -> None:
     """
     init = dict.fromkeys(settings.mask_families, 0.0)
     gates = HardConcreteGates(arch.dense, init=init, families=settings.mask_families)
-    for target in settings.sparsities:
-        check_target_sparsity(target, gates)
+    for target in settings.targets:
+        check_target(target.share, gates, latency)
     check_alignment(arch.dense, settings.multiple)
 
 

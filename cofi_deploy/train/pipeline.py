@@ -1,6 +1,6 @@
 """The stages in the published order, from a dense checkpoint to compact models.
 
-teacher -> cache of its answers -> distillation -> pruning through every target sparsity -> cut ->
+teacher -> cache of its answers -> distillation -> pruning through every target -> cut ->
 fine-tuning of each cut model. What one stage leaves for the next lies in the run directory, so a
 killed run continues with the stage, and the step, that it had reached.
 """
@@ -17,17 +17,20 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
+from cofi_deploy.targets import Target
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.handover import read_cut, write_cut
+from cofi_deploy.train.latency_table import LatencyCost
 from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
 from cofi_deploy.train.plan import planned_stages
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
 from cofi_deploy.train.progress import RunProgress
+from cofi_deploy.train.speedup import SpeedupBudget
 from cofi_deploy.train.stage_runner import StageRunner
 from cofi_deploy.train.stages import (
     Setup,
@@ -47,7 +50,7 @@ _SELECTION_LIMIT = 2000
 class Pipeline:
     """One training run in one directory."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything that stages share
         self,
         run: Path,
         *,
@@ -56,6 +59,7 @@ class Pipeline:
         teacher: Path | None,
         tokenizer: PreTrainedTokenizerBase,
         settings: TrainSettings,
+        speedup: SpeedupBudget | None = None,
     ) -> None:
         """Encode the data; nothing is written yet.
 
@@ -66,9 +70,10 @@ class Pipeline:
             teacher: Fine-tuned dense checkpoint to take instead of training one.
             tokenizer: Of ``model``.
             settings: Resolved settings.
+            speedup: Where they ask for speedups.
 
         Raises:
-            BudgetError: A sparsity that the masks cannot reach.
+            BudgetError: A sparsity or speedup that the masks cannot reach.
             ConfigError: Data and model do not fit each other.
         """
         self.run = run
@@ -78,7 +83,9 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.settings = settings
         self.arch = read_dense_arch(model)
-        check_budget(self.arch, settings)
+        self.speedup = speedup
+        latency = None if speedup is None else LatencyCost(speedup.table, self.arch.dense)
+        check_budget(self.arch, settings, latency)
         check_shares(settings.batch_size, world_size())
         self.numerics = Numerics.choose(settings.precision)
         train = task.encode("train", tokenizer, limit=settings.train_limit or None)
@@ -99,6 +106,7 @@ class Pipeline:
             numerics=self.numerics,
             batches=batches,
             selection=selection,
+            latency=latency,
         )
 
     @property
@@ -130,7 +138,7 @@ class Pipeline:
             runner = StageRunner(self.run, progress, list(planned), interval_s=interval_s)
             on_main(runner.forget_unfinished)
             self._teacher_stage(runner)
-            if not runner.are_done([finetune_name(each) for each in self.settings.sparsities]):
+            if not runner.are_done([finetune_name(each) for each in self.settings.targets]):
                 self._student_stages(runner)
             report = on_main(lambda: self._final_report(progress))
         if is_main():
@@ -138,11 +146,11 @@ class Pipeline:
                 shutil.rmtree(self.run / name, ignore_errors=True)
         return report
 
-    def model_directory(self, target: float) -> Path:
-        """`model/` for the highest sparsity, `models/<sparsity>/` for the rest of a family."""
-        if target == self.settings.sparsities[-1]:
+    def model_directory(self, target: Target) -> Path:
+        """`model/` for the last target, `models/<target>/` for the rest of a family."""
+        if target == self.settings.targets[-1]:
             return self.run / "model"
-        return self.run / "models" / f"{target:g}"
+        return self.run / "models" / target.name
 
     def _decide_cache(self) -> bool:
         """Whether the teacher's answers are cached: decided once in the life of a run.
@@ -193,7 +201,7 @@ class Pipeline:
         with together():
             student = new_student(source, teacher_model.arch, self.setup)
         self._prune(runner, student, teacher)
-        for target in self.settings.sparsities:
+        for target in self.settings.targets:
             self._finetune(runner, teacher, target)
 
     def _cached(self, live: LiveTeacher, runner: StageRunner) -> Teacher:
@@ -237,30 +245,43 @@ class Pipeline:
     def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
         """Write what fine-tuning and the next stage begin with."""
         if step.target is not None:
-            write_cut(
+            latency = write_cut(
                 self._cut_directory(step.target),
                 student,
                 step.target,
                 self.tokenizer,
                 align=self.settings.multiple,
+                speedup=self.speedup,
             )
+            self._note_latency(step.target, latency)
         if following is not None:
             save_stage(following.stage(), self.checkpoint, Standing())
+
+    def _note_latency(self, target: Target, latency: dict[str, Any] | None) -> None:
+        """Into run.json, where a resumed run finds it."""
+        if latency is not None:
+            document = read_json(self.run / "run.json")
+            document.setdefault("latency", {})[target.name] = latency
+            write_json(self.run / "run.json", document)
+
+    def _latency_of(self, target: Target) -> dict[str, Any]:
+        found = read_json(self.run / "run.json").get("latency", {}).get(target.name)
+        return {} if found is None else {"latency": found}
 
     def _pruning(self, student: Student, teacher: Teacher) -> list[_PruningStep]:
         steps = []
         if self.settings.distill_epochs > 0:
             steps.append(_PruningStep(None, lambda: distill_stage(self.setup, student, teacher)))
         start = 0.0
-        for target in self.settings.sparsities:
+        for target in self.settings.targets:
             steps.append(_PruningStep.to(target, start, self.setup, student, teacher))
-            start = target
+            start = target.share
         return steps
 
-    def _cut_directory(self, target: float) -> Path:
-        return self.run / "cut" / f"{target:g}"
+    def _cut_directory(self, target: Target) -> Path:
+        return self.run / "cut" / target.name
 
-    def _finetune(self, runner: StageRunner, teacher: Teacher, target: float) -> None:
+    def _finetune(self, runner: StageRunner, teacher: Teacher, target: Target) -> None:
         name = finetune_name(target)
         if runner.is_done(name):
             return
@@ -287,11 +308,12 @@ class Pipeline:
         report["teacher"] = self._scores(self.run / "teacher", encoded)
         report["models"] = [
             {
-                "target_sparsity": target,
+                **target.keys,
+                **self._latency_of(target),
                 "directory": self.model_directory(target).relative_to(self.run).as_posix(),
                 **self._scores(self.model_directory(target), encoded),
             }
-            for target in self.settings.sparsities
+            for target in self.settings.targets
         ]
         return report
 
@@ -307,14 +329,14 @@ class Pipeline:
 
 
 class _PruningStep(NamedTuple):
-    """A stage to come, and the sparsity that the student is cut at behind it, if any."""
+    """A stage to come, and the target that the student is cut at behind it, if any."""
 
-    target: float | None
+    target: Target | None
     stage: Callable[[], Stage]
 
     @classmethod
     def to(
-        cls, target: float, start: float, setup: Setup, student: Student, teacher: Teacher
+        cls, target: Target, start: float, setup: Setup, student: Student, teacher: Teacher
     ) -> _PruningStep:
-        """Prune from sparsity ``start`` to ``target``."""
+        """Prune from the share ``start`` to ``target``."""
         return cls(target, lambda: prune_stage(setup, student, teacher, target=target, start=start))

@@ -26,12 +26,12 @@ def planned_stages(
     if s.distill_epochs > 0:
         planned["distill"] = (batches.steps(s.distill_epochs), _DISTILL_COST)
     start = 0.0
-    for target in s.sparsities:
-        share = (target - start) / max(s.sparsities)
-        steps = batches.steps(s.warmup_epochs * share) + batches.steps(s.prune_epochs)
-        planned[prune_name(target)] = (steps, _MASK_COST + 1.1 - (start + target) / 2.0)
-        start = target
-    for target in s.sparsities:
-        cost = 0.15 + 1.1 * (1.0 - target)
+    for target in s.targets:
+        part = (target.share - start) / s.targets[-1].share
+        steps = batches.steps(s.warmup_epochs * part) + batches.steps(s.prune_epochs)
+        planned[prune_name(target)] = (steps, _MASK_COST + 1.1 - (start + target.share) / 2.0)
+        start = target.share
+    for target in s.targets:
+        cost = 0.15 + 1.1 * (1.0 - target.share)
         planned[finetune_name(target)] = (batches.steps(s.finetune_epochs), cost)
     return planned

@@ -1,6 +1,6 @@
 """From gates to fixed masks that meet the budget exactly, counted on what the cut will leave.
 
-Training meets the sparsity only in expectation: clamps leave residues, soft masks round. So one
+Training meets the target only in expectation: clamps leave residues, soft masks round. So one
 number, a shift of all ``log_alpha``, is searched until the fixed masks straddle the budget, and
 FFN units, the finest grain, make up the rest in the order of their ``log_alpha``. Next:
 `alignment.py`, for widths that are multiples, and `cut.py`.
@@ -8,66 +8,79 @@ FFN units, the finest grain, make up the rest in the order of their ``log_alpha`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cofi_deploy.arch import DenseShape
 from cofi_deploy.errors import BudgetError
 from cofi_deploy.masks import Masks
+from cofi_deploy.train.cost import Cost, realized_share
 from cofi_deploy.train.gates import CLAMP, SOFT_FACTOR, TEMPERATURE, HardConcreteGates
-from cofi_deploy.train.sparsity import expected_parameters
+from cofi_deploy.train.sparsity import ParameterCost
 
 _BISECTIONS = 40
-TOLERANCE = 0.005  # product.md: realised within 0.5 % of the sparsity
 
 
-def masks_at_sparsity(
-    gates: HardConcreteGates, target_sparsity: float, *, hidden: Tensor | None = None
+def masks_at_target(
+    gates: HardConcreteGates,
+    target: float,
+    cost: Cost | None = None,
+    *,
+    hidden: Tensor | None = None,
 ) -> Masks:
-    """Fixed masks whose realised sparsity is the target, up to one FFN unit.
+    """Fixed masks that prune just the target's share of the cost, up to one FFN unit.
 
     Args:
         gates: What training learnt.
-        target_sparsity: A fraction.
+        target: The share, a fraction.
+        cost: What is counted; by default parameters, and then the share is the sparsity.
         hidden: Mask of the residual stream where it is decided already; the other families then
             make up for it.
 
     Raises:
-        BudgetError: No masks of these families come within 0.005 of the target.
+        BudgetError: No masks of these families come within the cost's tolerance.
     """
-    shape = gates.shape
-    budget = (1.0 - target_sparsity) * shape.prunable_parameters
+    budget = Budget(cost or ParameterCost(gates.shape), target)
     fewer, more = _straddle(gates, budget, hidden)
-    candidates = [_trim_ffn(more, gates, budget), _grow_ffn(fewer, gates, budget)]
-    best = min(candidates, key=lambda masks: abs(kept_parameters(masks, shape) - budget))
-    if abs(realized_sparsity(best, shape) - target_sparsity) > TOLERANCE:
+    best = budget.nearest([_trim_ffn(more, gates, budget), _grow_ffn(fewer, gates, budget)])
+    if not budget.is_met(best):
         # Too few living FFN units to make up the rest, so the best dead sublayers come back.
         best = _grow_ffn(fewer, gates, budget, revive=True)
-    realized = realized_sparsity(best, shape)
-    if abs(realized - target_sparsity) > TOLERANCE:
+    if not budget.is_met(best):
+        name, value = budget.cost.name, budget.cost.value
         raise BudgetError(
-            f"masks of {', '.join(gates.families)} come no closer to sparsity {target_sparsity:g} "
-            f"than {realized:.4f}; prune more families or ask for another sparsity"
+            f"masks of {', '.join(gates.families)} come no closer to {name} {value(target):g} "
+            f"than {value(realized_share(budget.cost, best)):.4f}; prune more families or ask for "
+            f"another {name}"
         )
     return best
 
 
-def realized_sparsity(masks: Masks, shape: DenseShape) -> float:
-    """Sparsity of the model that cutting under ``masks`` leaves, a fraction."""
-    return 1.0 - kept_parameters(masks, shape) / shape.prunable_parameters
+@dataclass(frozen=True)
+class Budget:
+    """How much of a cost may be kept, for a share that has to go."""
 
+    cost: Cost
+    target: float
 
-def kept_parameters(masks: Masks, shape: DenseShape) -> int:
-    """Prunable parameters that cutting under ``masks`` leaves."""
-    alive = {name: (value != 0).double() for name, value in vars(masks).items()}
-    return round(float(expected_parameters(Masks(**alive), shape)))
+    def over(self, masks: Masks) -> float:
+        """By how much fixed masks keep too much, in the cost's own unit."""
+        return self.cost.kept(masks) - (1.0 - self.target) * self.cost.total
+
+    def nearest(self, choices: Sequence[Masks]) -> Masks:
+        """The masks that come closest; the first of equals."""
+        return min(choices, key=lambda masks: abs(self.over(masks)))
+
+    def is_met(self, masks: Masks) -> bool:
+        """Within the cost's tolerance."""
+        missed = abs(realized_share(self.cost, masks) - self.target)
+        return missed <= self.cost.tolerance(self.target)
 
 
 def _straddle(
-    gates: HardConcreteGates, budget: float, hidden: Tensor | None
+    gates: HardConcreteGates, budget: Budget, hidden: Tensor | None
 ) -> tuple[Masks, Masks]:
     """Neighbouring fixed masks below and above the budget, by bisection over the shift."""
 
@@ -78,14 +91,14 @@ def _straddle(
     low, high = -4.0 * CLAMP, 4.0 * CLAMP
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2.0
-        if kept_parameters(fixed(middle), gates.shape) > budget:
+        if budget.over(fixed(middle)) > 0:
             high = middle
         else:
             low = middle
     return fixed(low), fixed(high)
 
 
-def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
+def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: Budget) -> Masks:
     """Drop the FFN units of smallest ``log_alpha`` until the budget holds."""
     if "ffn" not in gates.families:
         return masks
@@ -97,14 +110,13 @@ def _trim_ffn(masks: Masks, gates: HardConcreteGates, budget: float) -> Masks:
         ffn.view(-1)[order[:count]] = 0.0
         return Masks(**{**vars(masks), "ffn": ffn})
 
-    count = first_count(len(order), lambda n: kept_parameters(without(n), gates.shape) <= budget)
+    count = first_count(len(order), lambda n: budget.over(without(n)) <= 0)
     # One unit fewer may be the closer one.
-    choices = [without(count), without(max(0, count - 1))]
-    return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
+    return budget.nearest([without(count), without(max(0, count - 1))])
 
 
 def _grow_ffn(
-    masks: Masks, gates: HardConcreteGates, budget: float, *, revive: bool = False
+    masks: Masks, gates: HardConcreteGates, budget: Budget, *, revive: bool = False
 ) -> Masks:
     """Bring back FFN units of largest ``log_alpha`` up to the budget.
 
@@ -132,9 +144,8 @@ def _grow_ffn(
         block = torch.where(back, soft.get("ffn_block", masks.ffn_block), masks.ffn_block)
         return Masks(**{**vars(masks), "ffn": ffn, "ffn_block": block})
 
-    count = first_count(len(order), lambda n: kept_parameters(with_(n), gates.shape) >= budget)
-    choices = [with_(count), with_(max(0, count - 1))]
-    return min(choices, key=lambda m: abs(kept_parameters(m, gates.shape) - budget))
+    count = first_count(len(order), lambda n: budget.over(with_(n)) >= 0)
+    return budget.nearest([with_(count), with_(max(0, count - 1))])
 
 
 def by_switch(gates: HardConcreteGates) -> list[int]:

@@ -10,6 +10,8 @@ but never in what remains (cofi-spec 2.2, 7.1 item 9).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,10 +19,41 @@ from torch import Tensor
 from cofi_deploy.arch import DenseShape
 from cofi_deploy.errors import BudgetError
 from cofi_deploy.masks import Masks
+from cofi_deploy.train.cost import Cost, Number, alive, alive_blocks, expected_share
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates, keep_prob
 
+TOLERANCE = 0.005  # product.md: realised within 0.5 % of the sparsity
 # The Lagrangian has to be able to overshoot a little, so the very end of the range is refused.
 _MARGIN = 0.002
+
+
+@dataclass(frozen=True)
+class ParameterCost:
+    """The `Cost` of a sparsity: prunable encoder parameters."""
+
+    shape: DenseShape
+    name = "sparsity"
+
+    @property
+    def total(self) -> float:
+        """Prunable parameters of the dense model."""
+        return self.shape.prunable_parameters
+
+    def value(self, share: Number) -> Number:
+        """A sparsity is that share."""
+        return share
+
+    def tolerance(self, target: float) -> float:
+        """Half a percent of the parameters."""
+        return TOLERANCE
+
+    def expected(self, probabilities: Masks) -> Float[Tensor, ""]:
+        """See `expected_parameters`."""
+        return expected_parameters(probabilities, self.shape)
+
+    def kept(self, masks: Masks) -> float:
+        """See `kept_parameters`."""
+        return kept_parameters(masks, self.shape)
 
 
 def expected_parameters(probabilities: Masks, shape: DenseShape) -> Float[Tensor, ""]:
@@ -36,10 +69,10 @@ def expected_parameters(probabilities: Masks, shape: DenseShape) -> Float[Tensor
     hidden = probabilities.hidden.sum()
     width = (probabilities.attn_block * probabilities.heads.sum(-1)).sum() * shape.head_size
     units = (probabilities.ffn_block * probabilities.ffn.sum(-1)).sum()
-    attention = (4 * hidden + 3) * width + hidden * _alive(
-        probabilities.heads, probabilities.attn_block
-    )
-    ffn = (2 * hidden + 1) * units + hidden * _alive(probabilities.ffn, probabilities.ffn_block)
+    attentions = alive_blocks(probabilities.heads, probabilities.attn_block).sum()
+    ffns = alive_blocks(probabilities.ffn, probabilities.ffn_block).sum()
+    attention = (4 * hidden + 3) * width + hidden * attentions
+    ffn = (2 * hidden + 1) * units + hidden * ffns
     return attention + ffn
 
 
@@ -48,22 +81,34 @@ def expected_sparsity(probabilities: Masks, shape: DenseShape) -> Float[Tensor, 
     return 1.0 - expected_parameters(probabilities, shape) / shape.prunable_parameters
 
 
-def check_target_sparsity(target: float, gates: HardConcreteGates) -> None:
-    """Refuse a target that these gates cannot express.
+def kept_parameters(masks: Masks, shape: DenseShape) -> int:
+    """Prunable parameters that cutting under ``masks`` leaves."""
+    return round(float(expected_parameters(alive(masks), shape)))
+
+
+def realized_sparsity(masks: Masks, shape: DenseShape) -> float:
+    """Sparsity of the model that cutting under ``masks`` leaves, a fraction."""
+    return 1.0 - kept_parameters(masks, shape) / shape.prunable_parameters
+
+
+def check_target(target: float, gates: HardConcreteGates, cost: Cost | None = None) -> None:
+    """Refuse a share that these gates cannot prune; of the parameters, unless there is a cost.
 
     Raises:
         BudgetError: Names the reachable maximum and the families that are pruned.
     """
-    maximum = reachable_sparsity(gates)
+    cost = cost or ParameterCost(gates.shape)
+    maximum = reachable_share(gates, cost)
     if not 0.0 <= target <= maximum:
         raise BudgetError(
-            f"target sparsity is {target:g}, but masks of {', '.join(gates.families)} reach "
-            f"0 to {maximum:.4f}; ask for less or prune more families"
+            f"target {cost.name} is {cost.value(target):g}, but masks of "
+            f"{', '.join(gates.families)} reach {cost.value(0.0):g} to "
+            f"{cost.value(maximum):.4g}; ask for less or prune more families"
         )
 
 
-def reachable_sparsity(gates: HardConcreteGates) -> float:
-    """Expected sparsity with every gate at its lower clamp, less a margin to steer in."""
+def reachable_share(gates: HardConcreteGates, cost: Cost | None = None) -> float:
+    """Expected share with every gate at its lower clamp, less a margin to steer in."""
     with torch.no_grad():
         lowest = {
             name: keep_prob(torch.full_like(value, -CLAMP))
@@ -71,10 +116,4 @@ def reachable_sparsity(gates: HardConcreteGates) -> float:
         }
         ones = Masks.ones(gates.shape)
         floor = Masks(**{**vars(ones), **lowest})
-        return float(expected_sparsity(floor, gates.shape)) - _MARGIN
-
-
-def _alive(units: Tensor, block: Tensor) -> Tensor:
-    """Expected number of sublayers with at least one unit: block * (1 - prod(1 - unit))."""
-    none_left = (1.0 - units).prod(dim=-1)  # (layers,)
-    return (block * (1.0 - none_left)).sum()
+        return float(expected_share(cost or ParameterCost(gates.shape), floor)) - _MARGIN

@@ -15,8 +15,10 @@ from torch.optim import AdamW
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel
+from cofi_deploy.targets import Target
 from cofi_deploy.tasks import EncodedSplit, Task
 from cofi_deploy.train.batches import Batches
+from cofi_deploy.train.cost import Cost, expected_share, realized_share
 from cofi_deploy.train.distill import LayerProjection, teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
@@ -25,8 +27,7 @@ from cofi_deploy.train.loop import Pace, Stage
 from cofi_deploy.train.losses import Distillation, shared_label_loss
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import world_size
-from cofi_deploy.train.projection import realized_sparsity
-from cofi_deploy.train.sparsity import expected_sparsity
+from cofi_deploy.train.sparsity import ParameterCost, expected_sparsity, realized_sparsity
 from cofi_deploy.train.teacher import Teacher
 
 _ADAM_BETAS = (0.9, 0.999)
@@ -45,6 +46,7 @@ class Setup:
     numerics: Numerics
     batches: Batches
     selection: EncodedSplit
+    latency: Cost | None = None  # where the budget is a speedup
 
     @property
     def distillation(self) -> Distillation:
@@ -58,6 +60,10 @@ class Setup:
             label_weight=s.label_weight,
             matching=s.layer_matching,
         )
+
+    def cost(self, gates: HardConcreteGates) -> Cost:
+        """What the budget counts."""
+        return self.latency or ParameterCost(gates.shape)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,18 +140,18 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
 
 
 def prune_stage(
-    setup: Setup, student: Student, teacher: Teacher, *, target: float, start: float
+    setup: Setup, student: Student, teacher: Teacher, *, target: Target, start: float
 ) -> Stage:
-    """Learn weights and masks jointly: the target rises from ``start``, then stays.
+    """Learn weights and masks jointly: the target rises from the share ``start``, then stays.
 
-    In a family of sparsities, later members continue from the one before; their share of the
-    warm-up is the share of sparsity that is still to go.
+    In a family of targets, later members continue from the one before; their share of the
+    warm-up is the share of the cost that is still to go.
     """
     s = setup.settings
-    share = (target - start) / max(s.sparsities)
-    warmup_steps = setup.batches.steps(s.warmup_epochs * share)
+    part = (target.share - start) / s.targets[-1].share
+    warmup_steps = setup.batches.steps(s.warmup_epochs * part)
     steps = warmup_steps + setup.batches.steps(s.prune_epochs)
-    shape = student.gates.shape
+    cost = setup.cost(student.gates)
     notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
@@ -162,19 +168,21 @@ def prune_stage(
         now = scheduled_sparsity(
             step,
             start=start,
-            target=target,
+            target=target.share,
             warmup_steps=warmup_steps,
             schedule=s.sparsity_schedule,
         )
-        sparsity = expected_sparsity(student.gates.keep_prob(), shape)
+        keep_prob = student.gates.keep_prob()
+        share = expected_share(cost, keep_prob)
         # Every process computes all of it, and losses are added up.
-        penalty = student.lagrangian(sparsity, now) / world_size()
+        penalty = student.lagrangian(share, now) / world_size()
         return {
             **losses,
             "loss": losses["loss"] + penalty,
             "loss_lagrangian": penalty,
-            "target_sparsity": now,
-            "expected_sparsity": sparsity,
+            "expected_sparsity": expected_sparsity(keep_prob, student.gates.shape),
+            f"target_{cost.name}": cost.value(now),
+            f"expected_{cost.name}": cost.value(share),
             "lambda_linear": student.lagrangian.lambda_linear,
             "lambda_quadratic": student.lagrangian.lambda_quadratic,
         }
@@ -200,7 +208,7 @@ def prune_stage(
         loss=loss,
         after_step=student.gates.clamp,
         evaluate=lambda: _evaluate_masked(setup, student),
-        notes=lambda: {**notes, "realized_sparsity": _realized(student)},
+        notes=lambda: {**notes, **_realized(setup, student)},
         pace=_pace(setup),
     )
 
@@ -211,7 +219,7 @@ def finetune_stage(
     projection: LayerProjection,
     teacher: Teacher,
     *,
-    target: float,
+    target: Target,
 ) -> Stage:
     """Fine-tune the cut model: same losses, no masks; the best weights on selection are kept."""
     s = setup.settings
@@ -240,14 +248,14 @@ def finetune_stage(
     )
 
 
-def prune_name(target: float) -> str:
+def prune_name(target: Target) -> str:
     """Name of the stage that prunes to ``target``."""
-    return f"prune-{target:g}"
+    return f"prune-{target.name}"
 
 
-def finetune_name(target: float) -> str:
+def finetune_name(target: Target) -> str:
     """Name of the stage that fine-tunes the model cut at ``target``."""
-    return f"finetune-{target:g}"
+    return f"finetune-{target.name}"
 
 
 def _notes(setup: Setup, model: CofiPreTrainedModel) -> dict[str, object]:
@@ -259,12 +267,16 @@ def _notes(setup: Setup, model: CofiPreTrainedModel) -> dict[str, object]:
 def _evaluate_masked(setup: Setup, student: Student) -> dict[str, float]:
     masks: Masks = student.gates.fixed()
     scores = evaluate(student.model, setup.task, setup.selection, masks)
-    return {**scores, "realized_sparsity": _realized(student)}
+    return {**scores, **_realized(setup, student)}
 
 
-def _realized(student: Student) -> float:
-    """What would be pruned if the model were cut now; draws no random number."""
-    return realized_sparsity(student.gates.fixed(), student.gates.shape)
+def _realized(setup: Setup, student: Student) -> dict[str, float]:
+    """What it would come to if the model were cut now; draws no random number."""
+    masks, cost = student.gates.fixed(), setup.cost(student.gates)
+    return {
+        "realized_sparsity": realized_sparsity(masks, student.gates.shape),
+        f"realized_{cost.name}": cost.value(realized_share(cost, masks)),
+    }
 
 
 def _fitted_gate_lr(setup: Setup) -> float:

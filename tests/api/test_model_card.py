@@ -178,6 +178,28 @@ def test_a_limit_on_the_training_data_is_said():
     assert "Only 5,000 examples of the training split were used." in text
 
 
+def test_a_speedup_that_was_asked_for_is_told_as_it_was_measured(tmp_path):
+    run = {**RUN, "settings": {**RUN["settings"], "sparsities": [], "speedups": [4.0, 10.0]}}
+    entry = {name: value for name, value in MODEL.items() if name != "target_sparsity"}
+    latency = {
+        "for": "onnxruntime-cpu@1x128",
+        "speedup": 9.87,
+        "speedup_low": 9.5,
+        "speedup_high": 10.2,
+        "busy": None,
+        "is_met": True,
+    }
+    entry |= {"target_speedup": 10.0, "latency": latency}
+    base = dense_arch()
+    text = model_card(run, entry, kind="text-classification", arch=PRUNED, base=base)
+    assert (
+        "- Speedup: target 10 in `onnxruntime-cpu@1x128`, measured 9.87 (9.50 to 10.20); 0.9001 of"
+    ) in text
+    assert "(warmup and prune for the whole family of 4, 10)" in text
+    assert matter(text, tmp_path)["model-index"][0]["name"] == "mrpc-x10"
+    assert "target_speedup" not in text
+
+
 def test_the_family_is_named_as_people_write_it():
     base = dense_arch(family="xlm-roberta")
     text = model_card(RUN, MODEL, kind="text-classification", arch=PRUNED, base=base)

@@ -268,7 +268,7 @@ def test_each_group_of_keys_has_its_picture():
     assert [picture.find(f"{SVG}title").text for picture in pictures] == [
         "Loss",
         "Sparsity of the encoder",
-        "Multipliers of the sparsity constraint, and their penalty",
+        "Multipliers of the budget's constraint, and their penalty",
         "Metric",
         "Student layer that each teacher layer is matched to",
     ]

@@ -16,7 +16,8 @@ from cofi_deploy.masks import FAMILIES, Masks
 from cofi_deploy.train.alignment import aligned_masks, check_alignment
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.gates import HardConcreteGates
-from cofi_deploy.train.projection import masks_at_sparsity, realized_sparsity
+from cofi_deploy.train.projection import masks_at_target
+from cofi_deploy.train.sparsity import realized_sparsity
 from tests.builders import BERT_BASE, dense_arch, random_inputs, random_model
 
 # Eight FFN units are at most 520 of 105,984 parameters, 0.5 %.
@@ -77,7 +78,7 @@ def test_real_sizes_meet_every_budget_at_every_multiple(multiple: int, target: f
 
 def test_a_multiple_of_one_changes_nothing():
     gates = gates_of(SHAPE, 3)
-    plain, aligned = masks_at_sparsity(gates, 0.8), aligned_masks(gates, 0.8, 1)
+    plain, aligned = masks_at_target(gates, 0.8), aligned_masks(gates, 0.8, 1)
     for name in FAMILIES:
         assert torch.equal(getattr(plain, name), getattr(aligned, name))
 
@@ -106,7 +107,7 @@ def test_no_other_rounding_of_the_widths_keeps_a_larger_sum_of_log_alpha(seed: i
     families = ("ffn",)  # so that the hidden size does not move, and the widths alone decide
     gates = gates_of(SHAPE, seed, deviation=1.5, families=families)
     try:
-        before, after = masks_at_sparsity(gates, target), aligned_masks(gates, target, 8)
+        before, after = masks_at_target(gates, target), aligned_masks(gates, target, 8)
     except BudgetError:
         assume(False)
     ranked = gates.log_alpha["ffn"].detach().double().sort(dim=-1, descending=True).values
@@ -120,7 +121,7 @@ def test_no_other_rounding_of_the_widths_keeps_a_larger_sum_of_log_alpha(seed: i
 
 def test_the_hidden_size_goes_up_and_ffn_units_pay_for_it():
     gates = gates_of(MINILM, 5, mean=1.0)
-    before, after = masks_at_sparsity(gates, 0.9), aligned_masks(gates, 0.9, 32)
+    before, after = masks_at_target(gates, 0.9), aligned_masks(gates, 0.9, 32)
     kept = len(before.kept_hidden())
     assert kept % 32  # else nothing is tested
     assert len(after.kept_hidden()) == -(-kept // 32) * 32
@@ -134,7 +135,7 @@ def test_vanished_sublayers_stay_away_and_a_narrow_one_may_vanish():
         gates.log_alpha["ffn_block"].copy_(torch.tensor([-4.6, 4.0, 4.0, 4.0]))
         gates.log_alpha["ffn"][1] = -4.6
         gates.log_alpha["ffn"][1, :2] = 4.6
-    before, after = masks_at_sparsity(gates, 0.5), aligned_masks(gates, 0.5, 8)
+    before, after = masks_at_target(gates, 0.5), aligned_masks(gates, 0.5, 8)
     assert widths(before)[0] == 0 < widths(before)[1] < 8
     assert widths(after)[:2] == [0, 0]
 

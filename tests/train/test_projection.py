@@ -15,8 +15,8 @@ from cofi_deploy.errors import BudgetError
 from cofi_deploy.masks import FAMILIES, Masks
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.gates import HardConcreteGates
-from cofi_deploy.train.projection import kept_parameters, masks_at_sparsity, realized_sparsity
-from cofi_deploy.train.sparsity import reachable_sparsity
+from cofi_deploy.train.projection import masks_at_target
+from cofi_deploy.train.sparsity import kept_parameters, reachable_share, realized_sparsity
 from tests.builders import BERT_BASE, dense_arch, random_model
 
 # One FFN unit is 33 of 9,648 parameters, 0.34 %.
@@ -46,8 +46,8 @@ def living_units(masks: Masks) -> Tensor:
 @given(gates=any_gates(), share=st.floats(0.0, 1.0))
 @settings(max_examples=60, deadline=None)
 def test_the_target_is_met_within_one_ffn_unit(gates: HardConcreteGates, share: float):
-    target = share * reachable_sparsity(gates)
-    masks = masks_at_sparsity(gates, target)
+    target = share * reachable_share(gates)
+    masks = masks_at_target(gates, target)
     realized = 1 - masks.arch(dense_arch(SHAPE)).prunable_parameters / SHAPE.prunable_parameters
     assert realized_sparsity(masks, SHAPE) == pytest.approx(realized, abs=1e-12)
     assert abs(realized - target) <= TOLERANCE
@@ -64,7 +64,7 @@ def test_the_target_is_met_within_one_ffn_unit(gates: HardConcreteGates, share: 
 def test_kept_units_never_have_a_smaller_log_alpha_than_dropped_ones_of_their_group(
     gates: HardConcreteGates, share: float
 ):
-    masks = masks_at_sparsity(gates, share * reachable_sparsity(gates))
+    masks = masks_at_target(gates, share * reachable_share(gates))
     groups = [(masks.hidden != 0, gates.log_alpha["hidden"])]
     groups += list(zip(masks.heads != 0, gates.log_alpha["heads"], strict=True))
     for on, log_alpha in zip(living_units(masks), gates.log_alpha["ffn"], strict=True):
@@ -78,7 +78,7 @@ def test_kept_units_never_have_a_smaller_log_alpha_than_dropped_ones_of_their_gr
 @given(gates=any_gates(), share=st.floats(0.0, 1.0))
 @settings(max_examples=60, deadline=None)
 def test_kept_values_are_the_soft_values_of_their_gates(gates: HardConcreteGates, share: float):
-    masks = masks_at_sparsity(gates, share * reachable_sparsity(gates))
+    masks = masks_at_target(gates, share * reachable_share(gates))
     for name in FAMILIES:
         values = getattr(masks, name)
         soft = torch.sigmoid(1.2 * gates.log_alpha[name].detach())
@@ -98,7 +98,7 @@ def test_few_families_meet_the_target_or_say_how_close_they_come(
     gates: HardConcreteGates, target: float
 ):
     try:
-        masks = masks_at_sparsity(gates, target)
+        masks = masks_at_target(gates, target)
     except BudgetError as error:
         refusal = str(error)
     else:
@@ -118,12 +118,12 @@ def test_ffn_alone_meets_every_target_that_it_reaches_and_refuses_the_next():
     attention = 3 * (4 * 16 * 16 + 3 * 16 + 16)
     reach = 1 - attention / SHAPE.prunable_parameters
     for target in (0.0, 0.2, 0.5, reach):
-        assert realized_sparsity(masks_at_sparsity(gates, target), SHAPE) == pytest.approx(
+        assert realized_sparsity(masks_at_target(gates, target), SHAPE) == pytest.approx(
             target, abs=TOLERANCE
         )
     words = f"masks of ffn come no closer to sparsity {reach + 0.05:g} than {reach:.4f}"
     with pytest.raises(BudgetError, match=re.escape(words)):
-        masks_at_sparsity(gates, reach + 0.05)
+        masks_at_target(gates, reach + 0.05)
 
 
 def test_dead_sublayers_come_back_where_nothing_living_is_fine_enough():
@@ -133,7 +133,7 @@ def test_dead_sublayers_come_back_where_nothing_living_is_fine_enough():
         gates.log_alpha["ffn_block"].copy_(torch.tensor([-4.6, -4.4, -4.5]))
         gates.log_alpha["attn_block"].copy_(torch.tensor([-4.0, 4.0, 4.0]))
     two_attentions = 2 * (4 * 16 * 16 + 3 * 16 + 16) / SHAPE.prunable_parameters
-    masks = masks_at_sparsity(gates, 1 - two_attentions - 0.05)
+    masks = masks_at_target(gates, 1 - two_attentions - 0.05)
     assert realized_sparsity(masks, SHAPE) == pytest.approx(1 - two_attentions - 0.05, abs=0.004)
     assert [bool(masks.kept_ffn(layer)) for layer in range(3)] == [False, True, False]
 
@@ -142,7 +142,7 @@ def test_dead_sublayers_come_back_where_nothing_living_is_fine_enough():
 @settings(max_examples=40, deadline=None)
 def test_some_hidden_dimension_always_remains(gates: HardConcreteGates):
     assert len(gates.fixed(shift=-50.0).kept_hidden()) == 1
-    masks = masks_at_sparsity(gates, reachable_sparsity(gates))
+    masks = masks_at_target(gates, reachable_share(gates))
     assert masks.arch(dense_arch(SHAPE)).hidden >= 1
 
 
@@ -156,7 +156,7 @@ def test_a_higher_shift_never_keeps_less(gates: HardConcreteGates, low: float, h
 def test_the_cut_model_has_the_projected_parameters_and_gates_stay_as_they_were():
     gates = HardConcreteGates(SHAPE, init=dict.fromkeys(FAMILIES, 0.0))
     before = {name: value.detach().clone() for name, value in gates.named_parameters()}
-    masks = masks_at_sparsity(gates, 0.7)
+    masks = masks_at_target(gates, 0.7)
     compact = cut(random_model("text-classification", dense_arch(SHAPE)), masks)
     assert compact.arch.prunable_parameters == kept_parameters(masks, SHAPE)
     assert compact.arch.sparsity == pytest.approx(0.7, abs=0.003)
@@ -172,5 +172,5 @@ def test_bert_base_comes_within_one_unit_of_its_target(target: float):
         for value in gates.parameters():
             value.add_(3.0 * torch.randn(value.shape, generator=generator))
     gates.clamp()
-    masks = masks_at_sparsity(gates, target)
+    masks = masks_at_target(gates, target)
     assert realized_sparsity(masks, BERT_BASE) == pytest.approx(target, abs=2305 / 85_017_600)

@@ -15,12 +15,13 @@ from cofi_deploy.masks import FAMILIES, Masks, mask_shapes
 from cofi_deploy.model import Attention, CofiPreTrainedModel, FeedForward
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
-from cofi_deploy.train.projection import kept_parameters, realized_sparsity
 from cofi_deploy.train.sparsity import (
-    check_target_sparsity,
+    check_target,
     expected_parameters,
     expected_sparsity,
-    reachable_sparsity,
+    kept_parameters,
+    reachable_share,
+    realized_sparsity,
 )
 from tests.builders import (
     BERT_BASE,
@@ -174,7 +175,7 @@ def test_reachable_sparsity_of_bert_base_is_that_of_the_lower_clamp(
     families: tuple[str, ...], maximum: float
 ):
     gates = HardConcreteGates(BERT_BASE, init=dict.fromkeys(FAMILIES, 0.0), families=families)
-    reachable = reachable_sparsity(gates)
+    reachable = reachable_share(gates)
     assert reachable == pytest.approx(maximum - 0.002, abs=0.0015)
     with torch.no_grad():
         for value in gates.parameters():
@@ -185,18 +186,18 @@ def test_reachable_sparsity_of_bert_base_is_that_of_the_lower_clamp(
 
 def test_targets_beyond_the_reachable_are_refused_with_the_maximum_and_the_families():
     gates = HardConcreteGates(SMALL, init=dict.fromkeys(FAMILIES, 0.0), families=("ffn", "heads"))
-    maximum = reachable_sparsity(gates)
-    check_target_sparsity(0.0, gates)
-    check_target_sparsity(maximum, gates)
+    maximum = reachable_share(gates)
+    check_target(0.0, gates)
+    check_target(maximum, gates)
     words = f"target sparsity is 0.97, but masks of heads, ffn reach 0 to {maximum:.4f}"
     with pytest.raises(BudgetError, match=re.escape(words)):
-        check_target_sparsity(0.97, gates)
+        check_target(0.97, gates)
     with pytest.raises(BudgetError, match=re.escape("target sparsity is -0.1")):
-        check_target_sparsity(-0.1, gates)
+        check_target(-0.1, gates)
 
 
 def test_the_refused_maximum_does_not_depend_on_where_the_gates_are():
     low, high = (
         HardConcreteGates(SMALL, init=dict.fromkeys(FAMILIES, value)) for value in (-4.0, 4.0)
     )
-    assert reachable_sparsity(low) == reachable_sparsity(high)
+    assert reachable_share(low) == reachable_share(high)
