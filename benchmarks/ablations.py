@@ -23,7 +23,6 @@ from pruning import DATA, ROOT, RUNS, minilm
 from cofi_deploy import api
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.results import result_document
-from cofi_deploy.train.stages import finetune_name
 
 TASK = "sst2"
 TARGET = 0.95
@@ -150,7 +149,7 @@ def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "realized_sparsity": entry["realized_sparsity"],
         "metric_name": result["metric_name"],
         "metric": entry["metric"],
-        "metric_selection": document["stages"][finetune_name(TARGET)]["metric"],
+        "metric_selection": document["stages"][f"finetune-{TARGET:g}"]["metric"],
         "metric_dense": result["teacher"]["metric"],
         "wall_s": document["wall_s"],
     }

@@ -57,6 +57,10 @@ class TrainSettings:
     finetune_epochs: float = _setting(8.0, "epochs of fine-tuning the cut model")
     student_lr: float = _setting(1e-4, "peak learning rate of the weights while pruning")
     finetune_lr: float = _setting(1e-4, "peak learning rate of the cut model")
+    finetune_lr_rule: Literal["constant", "by-size"] = _setting(
+        "constant",
+        "by-size: finetune_lr over the square root of the share of the encoder that is left",
+    )
     gate_lr: float = _setting(0.0, "learning rate of log_alpha; 0: fitted to the number of steps")
     multiplier_lr: float = _setting(0.0, "learning rate of the multipliers; 0: as gate_lr")
     gate_init: float = _setting(10.0, "mean of the initial log_alpha")

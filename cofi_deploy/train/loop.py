@@ -323,7 +323,7 @@ def _diverged(what: str, value: float, stage: Stage, step: int) -> DivergedError
     peak = stage.optimizers["weights"].param_groups[0]["peak_lr"]
     return DivergedError(
         f"{what} is {value} at step {step + 1} of stage {stage.name!r}; the last good checkpoint "
-        f"is kept: lower {stage.lr_setting} (now {peak:g}) and train again"
+        f"is kept: lower {stage.lr_setting} (the rate peaks at {peak:g}) and train again"
     )
 
 

@@ -5,6 +5,7 @@ Every function builds a `Stage` for `loop.run_stage`; `pipeline.py` puts them in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ _ADAM_EPSILON = 1e-8
 # With gate_lr = 0 a gate can cross its whole range this many times in the pruning steps.
 _GATE_CROSSINGS = 6.0
 _MIN_GATE_LR, _MAX_GATE_LR = 0.01, 0.2
+# By size, a model that has less left than this learns no faster.
+_LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +241,7 @@ def finetune_stage(
         name=finetune_name(target),
         steps=setup.batches.steps(s.finetune_epochs),
         modules={"weights": model, "projection": projection},
-        optimizers={"weights": _weights_optimizer(s, [model, projection], s.finetune_lr)},
+        optimizers={"weights": _weights_optimizer(s, [model, projection], _finetune_lr(s, model))},
         lr_setting="finetune_lr",
         loss=loss,
         evaluate=lambda: evaluate(model, setup.task, setup.selection),
@@ -277,6 +280,13 @@ def _realized(setup: Setup, student: Student) -> dict[str, float]:
         "realized_sparsity": realized_sparsity(masks, student.gates.shape),
         f"realized_{cost.name}": cost.value(realized_share(cost, masks)),
     }
+
+
+def _finetune_lr(settings: TrainSettings, model: CofiPreTrainedModel) -> float:
+    """Peak learning rate of a cut model: narrow ones take, and need, larger steps."""
+    if settings.finetune_lr_rule == "constant":
+        return settings.finetune_lr
+    return settings.finetune_lr / math.sqrt(max(1.0 - model.arch.sparsity, _LEAST_SHARE))
 
 
 def _fitted_gate_lr(setup: Setup) -> float:

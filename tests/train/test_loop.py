@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_lower(run, tmp_pat
     words = (
         f"loss is {value} at step 7 of stage 'toy'; the last good checkpoint is kept: lower toy_lr"
     )
-    with pytest.raises(DivergedError, match=re.escape(words) + r" \(now 0.1\)"):
+    with pytest.raises(DivergedError, match=re.escape(words) + r" \(the rate peaks at 0.1\)"):
         run(toy, interval_s=0.0)
     assert read_state(tmp_path / "checkpoint")["step"] == 6
     again = Toy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,10 +12,15 @@ import torch
 from transformers import BertConfig, BertModel
 
 from cofi_deploy import load
+from cofi_deploy.arch import LayerArch
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import AUTO_ALIGN
 from cofi_deploy.errors import BudgetError, CheckpointError, ConfigError
 from cofi_deploy.loading import load_tokenizer
+from cofi_deploy.train.distill import LayerProjection
+from cofi_deploy.train.stages import finetune_stage
+from cofi_deploy.train.teacher import LiveTeacher
+from tests.builders import random_model
 
 STAGES = ["teacher", "distill", "prune-0.5", "prune-0.8", "finetune-0.5", "finetune-0.8"]
 
@@ -203,3 +209,25 @@ def test_a_finished_run_that_is_resumed_only_scores_again(finished_run, train_ru
     again = train_run(tmp_path / "again")
     assert again.report == finished_run.report
     assert again.metrics == finished_run.metrics
+
+
+@pytest.mark.parametrize(
+    ("rule", "heads", "factor"),
+    [("constant", 1, 1.0), ("by-size", 4, 1.0), ("by-size", 1, None), ("by-size", 0, 0.02**-0.5)],
+)
+def test_a_small_model_learns_faster_by_size(make_pipeline, tmp_path, rule, heads, factor):
+    pipeline = make_pipeline(tmp_path, finetune_lr=1e-4, finetune_lr_rule=rule)
+    dense = pipeline.arch
+    layer = dense.layers[0] if heads == 4 else LayerArch(heads=heads, ffn=0)
+    arch = dataclasses.replace(dense, layers=(layer,) * len(dense.layers))
+    model = random_model("text-classification", arch)
+    stage = finetune_stage(
+        pipeline.setup,
+        model,
+        LayerProjection(arch.hidden),
+        LiveTeacher(model, (1,)),
+        target=pipeline.settings.targets[-1],
+    )
+    expected = factor or (1.0 - arch.sparsity) ** -0.5
+    rates = [group["peak_lr"] for group in stage.optimizers["weights"].param_groups]
+    assert rates == pytest.approx([1e-4 * expected] * 2)
