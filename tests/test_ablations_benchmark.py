@@ -22,6 +22,7 @@ def run_document(
     return {
         "state": state,
         "precision": "fp32",
+        "machine": {"cpu": "Some CPU"},
         "settings": {"seed": seed},
         "stages": {
             "teacher": {"seconds": 100.0},
@@ -70,6 +71,21 @@ def test_conditions_are_compared_with_the_first_on_the_same_seeds(tmp_path: Path
     assert lines[3] == "| cubic schedule | 1 | 0.910 | +1.0 | 0.800 |"
     assert "6,000 training rows, fp32" in lines[-1]
     assert "0.875 on the 872 development examples" in lines[-1]
+
+
+def test_rows_of_an_earlier_day_stay_until_the_same_run_is_done_again(tmp_path: Path):
+    target = ablations.TARGET
+    for folder, name, seed, selection in (
+        ("old", "all-of-it", 1, 0.80),
+        ("old", "all-of-it", 2, 0.90),
+        ("new", "all-of-it", 2, 0.95),
+        ("new", "cubic-schedule", 2, 0.91),
+    ):
+        path = tmp_path / folder / f"{name}-seed{seed}" / "run.json"
+        write_json(path, run_document(seed, {target: selection}))
+    earlier = ablations.collect(tmp_path / "old")["rows"]
+    rows = ablations.collect(tmp_path / "new", [*earlier, {"condition": "gone", "seed": 1}])["rows"]
+    assert [row["metric_selection"] for row in rows] == [0.80, 0.95, 0.91]
 
 
 def test_a_family_is_set_beside_runs_of_their_own(tmp_path: Path):
