@@ -1,9 +1,9 @@
 """Is a family from one run as good as a run for each sparsity, and what does it save?
 
-SST-2, with the data, teacher and steps of `ablations.py` and the rates of `balanced`: one run through 60, 80, 90 and 95 %, and
-four runs with one target each. Times are processor seconds, which other work on the machine
-changes little; a run of one's own would train its own teacher, so that is counted in each. Writes
-results/family.json.
+SST-2, with the data, teacher and steps of `ablations.py` and the rates of `balanced`: one run
+through 60, 80, 90 and 95 %, and four runs with one target each. Times are processor seconds, which
+other work on the machine changes little; a run of one's own would train its own teacher, so that is
+counted in each. Writes results/family.json.
 
     python benchmarks/ablations.py teacher --seed N     first: what all runs learn from
     python benchmarks/family.py train [family|alone-0.6|...] [--seed N ...]
