@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.loading import load, save_compact, write_tensors
+from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel
-from cofi_deploy.train.alignment import aligned_masks
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.distill import LayerProjection
 from cofi_deploy.train.stages import Student
@@ -23,21 +23,9 @@ _PROJECTION = "projection.safetensors"
 
 
 def write_cut(
-    directory: Path,
-    student: Student,
-    target: float,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    align: int = 1,
+    directory: Path, student: Student, masks: Masks, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Cut ``student`` at ``target`` sparsity and write what fine-tuning starts from.
-
-    Hidden size and FFN widths are multiples of ``align``.
-
-    Raises:
-        BudgetError: The masks cannot meet the target.
-    """
-    masks = aligned_masks(student.gates, target, align)
+    """Cut ``student`` under fixed masks and write what fine-tuning starts from."""
     save_compact(cut(student.model, masks), tokenizer, directory / _MODEL)
     projection = copy.deepcopy(student.projection)
     projection.cut(masks)

@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
+from cofi_deploy.masks import Masks
 from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.train.alignment import aligned_masks, kept_widths
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
@@ -28,6 +30,7 @@ from cofi_deploy.train.plan import planned_stages
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
 from cofi_deploy.train.progress import RunProgress
+from cofi_deploy.train.projection import masks_at_sparsity, realized_sparsity
 from cofi_deploy.train.stage_runner import StageRunner
 from cofi_deploy.train.stages import (
     Setup,
@@ -237,15 +240,29 @@ class Pipeline:
     def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
         """Write what fine-tuning and the next stage begin with."""
         if step.target is not None:
-            write_cut(
-                self._cut_directory(step.target),
-                student,
-                step.target,
-                self.tokenizer,
-                align=self.settings.multiple,
-            )
+            masks = aligned_masks(student.gates, step.target, self.settings.multiple)
+            if self.settings.multiple > 1:
+                self._tell_alignment(student, step.target, masks)
+            write_cut(self._cut_directory(step.target), student, masks, self.tokenizer)
         if following is not None:
             save_stage(following.stage(), self.checkpoint, Standing())
+
+    def _tell_alignment(self, student: Student, target: float, masks: Masks) -> None:
+        """Into run.json: sizes and accuracy of the cut without and with it, before fine-tuning."""
+        both = {"without": masks_at_sparsity(student.gates, target), "with": masks}
+        document = read_json(self.run / "run.json")
+        document.setdefault("alignment", {})[f"{target:g}"] = {
+            "multiple": self.settings.multiple,
+            "split": "selection",
+            "metric_name": self.task.metric_name,
+            **{name: self._sizes_and_metric(student, each) for name, each in both.items()},
+        }
+        write_json(self.run / "run.json", document)
+
+    def _sizes_and_metric(self, student: Student, masks: Masks) -> dict[str, Any]:
+        scores = evaluate(student.model, self.task, self.setup.selection, masks)
+        realized = realized_sparsity(masks, student.gates.shape)
+        return {**kept_widths(masks), "realized_sparsity": realized, "metric": scores["metric"]}
 
     def _pruning(self, student: Student, teacher: Teacher) -> list[_PruningStep]:
         steps = []
