@@ -118,14 +118,16 @@ def measure(task: str, multiple: int) -> None:
     rows += [_scored(task, name, document) for name, document in documents.items()]
     command = ["python", "benchmarks/alignment.py", "measure", task, str(multiple)]
     results = result_document(rows, command=command)
-    prune = f"prune-{SPARSITY:g}"
+    structures = {
+        name: read_json(run / "model" / "config.json")["arch"] for name, run in runs.items()
+    }
+    changed = documents[str(multiple)]["alignment"][f"{SPARSITY:g}"]
     results |= {
         "notes": timed.notes,
-        "same_gates": len({str(each["stages"][prune]) for each in documents.values()}) == 1,
-        "structures": {
-            f"{task}-align-{name}": read_json(run / "model" / "config.json")["arch"]
-            for name, run in runs.items()
-        },
+        "same_gates": changed["without"]["hidden"] == structures["any"]["hidden"]
+        and changed["without"]["ffn"] == [layer["ffn"] for layer in structures["any"]["layers"]],
+        "alignment": changed,
+        "structures": {f"{task}-align-{name}": arch for name, arch in structures.items()},
         "settings": {name: document["settings"] for name, document in documents.items()},
     }
     write_json(ROOT / "results" / f"alignment-{task}.json", results)

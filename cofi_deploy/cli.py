@@ -206,7 +206,7 @@ def train(**flags: Any) -> None:
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Text, one in each line, that int8 and fp16 are fitted to and judged on.  "
+    help="Text, one in each line, that lossy numbers are fitted to and judged on.  "
     "[default: the run's own data]",
 )
 @click.option(
@@ -218,7 +218,8 @@ def train(**flags: Any) -> None:
 @click.option(
     "--batch-size",
     type=Triple(),
-    help="Profile of an engine; its MAX is the largest batch that Triton forms.  [default: 1:8:32]",
+    help="Profile of an engine; its MAX is the largest batch that Triton forms; with --seq-len, "
+    "one number each: the only shape of an OpenVINO graph.  [default: 1:8:32]",
 )
 @click.option(
     "--seq-len",

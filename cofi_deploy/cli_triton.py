@@ -23,7 +23,8 @@ def triton_export_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of `export --format triton`."""
     options = (
         click.option(
-            "--backend", default="onnxruntime", show_default=True, help="Of a Triton repository."
+            "--backend",
+            help="Of a Triton repository.  [default: onnxruntime, or as in the version before]",
         ),
         click.option(
             "--repository",

@@ -18,14 +18,14 @@ from cofi_deploy.kinds import TASK_KINDS, TaskKind
 
 MANIFEST = "export.json"
 
+# One more whenever the same weights come out otherwise than before: `verify` makes older exports
+# anew. Those without a number are of version 0.
+EXPORTER_VERSION = 1
+
+DEFAULT_OPSET = 17  # of every format; `export/opsets.py` has the reasons
+
 # Of a TensorRT engine. Not the GPUs: an engine is made again for the GPU that could not run it.
-_ENGINE_FLAGS = {
-    "builder_level": " --builder-level",
-    "hardware": " --hardware",
-    "version_compatible": " --version-compatible",
-    "refit": " --refit",
-    "strip": " --strip",
-}
+_ENGINE_OPTIONS = ("builder_level", "hardware", "version_compatible", "refit", "strip")
 
 ExportFormat = Literal["onnx", "openvino", "trt", "triton"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -129,8 +129,10 @@ class ExportManifest:
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     size_by_part: Mapping[str, int]  # bytes; empty where an artifact's parts cannot be told apart
+    exporter_version: int = 0  # see `EXPORTER_VERSION`
     session: SessionChoice | None = None
     tuned_for: str | None = None  # the operating point of `export --tune --for`
+    max_drop: float | None = None  # of the same search
 
 
 def check_export(directory: Path) -> ExportManifest:
@@ -181,22 +183,36 @@ def rebuild_command(manifest: ExportManifest) -> str:
     command = f"cofi-deploy export {manifest.source_path} --format {manifest.format}"
     if manifest.tuned_for is not None:
         command += f" --tune --for {manifest.tuned_for}"
-    elif manifest.precision != "fp32":
-        command += f" --precision {manifest.precision}"
-    if "calibration" in manifest.options:
-        command += f" --calibration {manifest.options['calibration']}"
-    if manifest.options.get("shrink_embeddings"):
-        command += " --shrink-embeddings"
-    for key, flag in (("batch_size", "--batch-size"), ("seq_len", "--seq-len")):
-        if key in manifest.options:
-            command += f" {flag} {':'.join(str(size) for size in manifest.options[key])}"
-    if "buckets" in manifest.options:
-        command += f" --buckets {','.join(str(size) for size in manifest.options['buckets'])}"
-    for key, flag in _ENGINE_FLAGS.items():
-        value = manifest.options.get("engine", {}).get(key)
-        if value is not None:
-            command += flag if value is True else f"{flag} {value}"
+        if manifest.max_drop is not None:
+            command += f" --max-drop {manifest.max_drop:g}"
+    for name, value in rebuild_arguments(manifest).items():
+        if manifest.tuned_for is not None and name in {"precision", "opset"}:
+            continue  # the search chooses them
+        command += f" --{name.replace('_', '-')}"
+        if isinstance(value, tuple):
+            command += f" {(',' if name == 'buckets' else ':').join(map(str, value))}"
+        elif value is not True:
+            command += f" {value}"
     return command
+
+
+def rebuild_arguments(manifest: ExportManifest) -> dict[str, Any]:
+    """What `api.export` was told beyond the format, by name; not what a search or a server was."""
+    options = manifest.options
+    found: dict[str, Any] = {}
+    if manifest.precision != "fp32":
+        found["precision"] = manifest.precision
+    if manifest.format == "onnx" and options.get("opset", DEFAULT_OPSET) != DEFAULT_OPSET:
+        found["opset"] = options["opset"]
+    if "calibration" in options:
+        found["calibration"] = Path(options["calibration"])
+    if options.get("shrink_embeddings"):
+        found["shrink_embeddings"] = True
+    for name in ("batch_size", "seq_len", "buckets"):
+        if name in options:
+            found[name] = tuple(options[name])
+    engine = options.get("engine", {})
+    return found | {name: engine[name] for name in _ENGINE_OPTIONS if name in engine}
 
 
 def _rebuild_newer(data: Mapping[str, Any]) -> str:
@@ -234,8 +250,10 @@ def _manifest(directory: Path, data: Mapping[str, Any]) -> ExportManifest:
         versions=dict(data["versions"]),
         options=dict(data["options"]),
         size_by_part=dict(data.get("size_by_part", {})),
+        exporter_version=data.get("exporter_version", 0),
         session=_session(directory / MANIFEST, data.get("session")),
         tuned_for=data.get("tuning", {}).get("for"),
+        max_drop=data.get("tuning", {}).get("max_drop"),
     )
 
 

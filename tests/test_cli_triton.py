@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from cofi_deploy import api
 from cofi_deploy.cli import main
+from cofi_deploy.exports import check_export
 from tests.export.conftest import WriteModel, write_model
 
 __all__ = ["write_model"]
@@ -74,3 +75,13 @@ def test_a_value_that_is_not_allowed_exits_2(flag: tuple[str, str], repository: 
     code, _, err = run("serve", repository, *flag)
     assert code == 2
     assert f"Invalid value for '{flag[0]}'" in err
+
+
+def test_the_next_version_has_the_backend_of_the_one_before(
+    write_model: WriteModel, tmp_path: Path
+) -> None:
+    place = ("export", write_model(), "--format", "triton", "--name", "tiny")
+    assert run(*place, "--backend", "python", "--output", tmp_path / "models")[0] == 0
+    assert run(*place, "--repository", tmp_path / "models")[0] == 0
+    second = check_export(tmp_path / "models" / "tiny" / "2")
+    assert second.options["backend"] == "python"

@@ -8,11 +8,21 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
+from cofi_deploy.api.export_flags import (
+    ExportFlags,
+    Triple,
+    check_numbers,
+    check_opset,
+    check_shapes,
+    check_triton,
+    engine_options,
+    fixed_shape,
+)
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.run_task import task_of_run
-from cofi_deploy.api.triton_settings import triton_options
+from cofi_deploy.api.triton_settings import TRITON_SETTINGS, triton_options
 from cofi_deploy.api.tuning import TuningRequest
 from cofi_deploy.api.tuning import tune as tuned
 from cofi_deploy.api.tuning_flags import check_tuned, may_fix_shape, tuning_target
@@ -24,7 +34,6 @@ from cofi_deploy.export.calibration import (
     calibration_from_file,
     calibration_from_task,
 )
-from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.export.kubernetes import check_manifests, write_kubernetes
 from cofi_deploy.export.manifest import weights_sha256
 from cofi_deploy.export.numerics import Precision
@@ -35,7 +44,15 @@ from cofi_deploy.export.tensorrt import export_tensorrt, refit_tensorrt
 from cofi_deploy.export.triton import export_triton, write_models
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.export.triton_versions import served_options
-from cofi_deploy.exports import EXPORT_FORMATS, check_export, read_tuning
+from cofi_deploy.exports import (
+    EXPORT_FORMATS,
+    EXPORTER_VERSION,
+    ExportManifest,
+    check_export,
+    read_tuning,
+    rebuild_arguments,
+    rebuild_command,
+)
 from cofi_deploy.loading import read_arch
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
@@ -51,7 +68,6 @@ RUNTIME_FORMATS = {
     "triton": "triton",
 }
 
-Triple = tuple[int, int, int]
 BATCH_SIZE: Triple = (1, 8, 32)
 SEQ_LEN: Triple = (16, 128, 384)
 
@@ -67,18 +83,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     batch_size: Triple | None = None,
     seq_len: Triple | None = None,
     opset: int | None = None,
-    tune: bool = False,
-    target: str | None = None,
-    max_drop: float | None = None,
     output: Path | None = None,
-    backend: str | None = None,
-    repository: Path | None = None,
-    name: str | None = None,
-    url: str | None = None,
-    kserve: bool = False,
-    plans: tuple[Path, ...] = (),
-    settings: Mapping[str, Any] | None = None,
-    **engine: Unpack[EngineFlags],
+    **flags: Unpack[ExportFlags],
 ) -> Path:
     """Turn a compact model, or any dense one of a supported family, into a deployable artifact.
 
@@ -96,23 +102,9 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         seq_len: The same for tokens: TensorRT's one profile, by default `SEQ_LEN`, and the lengths
             that Triton warms up.
         opset: ONNX operator set; by default that of `DEFAULT_OPSETS` for the format.
-        tune: Try several graphs and ways of opening them, and keep the fastest that is right.
-        target: Where it is tuned for, such as `onnxruntime-cpu@1x128`.
-        max_drop: Points of the metric that the tuned artifact may lose on held-out text; by
-            default as much as any lossy export.
         output: Directory to write; by default `exports/<name>/<format>`.
-        backend: Of a Triton repository; by default onnxruntime.
-        repository: A Triton repository to add the model to, as the next version of a known
-            ``name``; instead of ``output``.
-        name: Of the model on a Triton server; by default made from the run.
-        url: HTTP address of the Triton server that runs from ``repository``; it must load the
-            version, else the version is taken back.
-        kserve: Also write Kubernetes manifests, to `<repository>-kubernetes` beside it.
-        plans: Engine directories, for backend tensorrt.
-        settings: More of `TritonOptions`, by name. What is not given is as in the version before,
-            where there is one.
-        engine: How a TensorRT engine is built, see `EngineOptions`; ``weights_into`` is a
-            refittable engine that is given the weights instead.
+        flags: Of the search (`TuningFlags`), of a Triton repository (`TritonFlags`) and of an
+            engine (`EngineFlags`): each name is an argument of its own.
 
     Returns:
         The directory that was written; of an addition to a repository the version folder.
@@ -122,44 +114,51 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
     """
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown format {format!r}; {did_you_mean(format, EXPORT_FORMATS)}")
-    triton_only = {
-        "--repository": repository,
-        "--name": name,
-        "--url": url,
-        "--kserve": kserve,
-        "--plan": plans,
-        "--set": settings,
-    }
-    _check_flags(format, triton_only, output)
+    check_triton(format, flags, output)
     built_before = {
         "--precision": precision != "fp32",
         "--batch-size": batch_size,
         "--seq-len": seq_len,
     }
-    engine_options, weights_into = _engine_options(format, engine, built_before)
-    _check_opset(format, opset)
-    _check_numbers(
-        format, precision, {"--calibration": calibration, "--shrink-embeddings": shrink_embeddings}
+    engine, weights_into = engine_options(format, flags, built_before)
+    check_opset(format, opset)
+    tune = flags.get("tune", False)
+    is_lossy = bool(precision != "fp32" or shrink_embeddings or weights_into)
+    check_numbers(
+        format,
+        precision,
+        shrink_embeddings=shrink_embeddings,
+        calibration=calibration,
+        is_needed=is_lossy or tune,
     )
-    point = tuning_target(tune, target, format)
+    point = tuning_target(tune, flags.get("target"), format)
+    max_drop = flags.get("max_drop")
     check_tuned(point, {"--precision": precision != "fp32", "--opset": opset}, max_drop)
+    if point is None:
+        check_shapes(format, batch_size, seq_len)
     place = find_model(model)
     if align is not None:
         _check_aligned(place.model, align)
     directory = output or place.exports / format
     if point is not None:
-        text = _text(place, calibration)
         request = TuningRequest(
             model=place.model,
             point=point,
-            text=text,
+            text=_text(place, calibration),
             shrink_embeddings=shrink_embeddings,
             max_drop=max_drop,
             may_fix_shape=may_fix_shape(point, batch_size, seq_len),
         )
         return _export_tuned(request, directory)
-    if format == "trt" and weights_into is not None:
-        return refit_tensorrt(place.model, directory, engine=weights_into)
+    if format == "triton":
+        shapes = {
+            "max_batch_size": batch_size[2] if batch_size else None,
+            "warmup_lengths": sorted(set(seq_len)) if seq_len else None,
+        }
+        return _export_service(place, _service(place, shapes, flags), directory)
+    text = _text(place, calibration) if is_lossy else None
+    if weights_into is not None:
+        return refit_tensorrt(place.model, directory, engine=weights_into, text=text)
     if format == "trt":
         return export_tensorrt(
             place.model,
@@ -167,29 +166,13 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             batch_size=batch_size or BATCH_SIZE,
             seq_len=seq_len or SEQ_LEN,
             precision=precision,
-            options=engine_options,
+            text=text,
+            options=engine,
         )
-    if format == "triton":
-        name = name or _triton_name(place)
-        options = triton_options(
-            {
-                "backend": backend,
-                "max_batch_size": batch_size[2] if batch_size else None,
-                "warmup_lengths": sorted(set(seq_len)) if seq_len else None,
-            },
-            settings or {},
-            served=served_options(repository, name) if repository else None,
-            kserve=kserve,
-        )
-        service = _Service(name=name, options=options, plans=plans, url=url, kserve=kserve)
-        return _export_service(place.model, service, directory, repository)
-    text = _text(place, calibration) if precision != "fp32" or shrink_embeddings else None
     lossy: _Lossy = {"precision": precision, "text": text, "shrink_embeddings": shrink_embeddings}
     if format == "onnx":
         return export_onnx(place.model, directory, opset=opset or DEFAULT_OPSETS["onnx"], **lossy)
-    return export_openvino(
-        place.model, directory, shape=_fixed_shape(batch_size, seq_len or SEQ_LEN), **lossy
-    )
+    return export_openvino(place.model, directory, shape=fixed_shape(batch_size, seq_len), **lossy)
 
 
 def _export_tuned(request: TuningRequest, output: Path) -> Path:
@@ -199,20 +182,6 @@ def _export_tuned(request: TuningRequest, output: Path) -> Path:
     ):
         shutil.copytree(tuned(request, Path(folder)), directory, dirs_exist_ok=True)
     return output
-
-
-class EngineFlags(TypedDict, total=False):
-    """What `export --format trt` takes beside model, precision and shapes."""
-
-    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"]
-    buckets: tuple[int, ...] | None
-    builder_level: int | None
-    compute_capabilities: tuple[str, ...]
-    hardware: Literal["same", "ampere+", "same-capability"]
-    version_compatible: bool
-    refit: bool
-    strip: bool
-    weights_into: Path | None
 
 
 class _Lossy(TypedDict):
@@ -228,70 +197,46 @@ class _Service:
     name: str
     options: TritonOptions
     plans: tuple[Path, ...]
+    repository: Path | None
     url: str | None
     kserve: bool
 
 
-def _engine_options(
-    format: str, flags: EngineFlags, built_before: Mapping[str, Any]
-) -> tuple[EngineOptions, Path | None]:
-    """The builder's options, and the engine that is only given new weights.
-
-    Args:
-        format: Of the export.
-        flags: What was typed for an engine.
-        built_before: More flags that a finished engine has answered already, with their values.
-    """
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    into = given.pop("weights_into", None)
-    options = EngineOptions(**given)
-    named = [_flag(name) for name in options.to_json()]
-    settled = [*named, *(flag for flag, value in built_before.items() if value)]
-    if format == "trt" and into is not None and settled:
-        raise UsageError(f"--weights-into keeps how the engine was built; leave {settled[0]} out")
-    if format != "trt" and (named or into is not None):
-        flag = (named or ["--weights-into"])[0]
-        raise UsageError(f"{flag} is for --format trt, got --format {format}; leave it out")
-    if options.buckets and built_before["--seq-len"]:
-        raise UsageError("give --buckets for several profiles, or --seq-len for one; not both")
-    return options, into
+def _service(place: Place, shapes: Mapping[str, Any], flags: ExportFlags) -> _Service:
+    name = flags.get("name") or _triton_name(place)
+    repository, kserve = flags.get("repository"), flags.get("kserve", False)
+    options = triton_options(
+        {"backend": flags.get("backend"), **shapes},
+        flags.get("settings") or {},
+        served=served_options(repository, name) if repository else None,
+        kserve=kserve,
+    )
+    return _Service(
+        name=name,
+        options=options,
+        plans=flags.get("plans", ()),
+        repository=repository,
+        url=flags.get("url"),
+        kserve=kserve,
+    )
 
 
-def _flag(name: str) -> str:
-    """The flag of an engine's option, as it was typed."""
-    names = {"compute_capabilities": "compute-capability"}
-    return "--" + names.get(name, name.replace("_", "-"))
-
-
-def _export_service(model: Path, service: _Service, target: Path, repository: Path | None) -> Path:
+def _export_service(place: Place, service: _Service, target: Path) -> Path:
     name, options, plans = service.name, service.options, service.plans
+    repository = service.repository
     if service.kserve:
         check_manifests(repository or target)
 
     def write(directory: Path) -> object:
-        return write_models(directory, model, name=name, options=options, plans=plans)
+        return write_models(directory, place.model, name=name, options=options, plans=plans)
 
     if repository is None:
-        written = export_triton(model, target, name=name, options=options, plans=plans)
+        written = export_triton(place.model, target, name=name, options=options, plans=plans)
     else:
         written = add_to_repository(repository, name, write, url=service.url).directory
     if service.kserve:
         write_kubernetes(repository or target, name, options)
     return written
-
-
-def _check_numbers(format: str, precision: str, lossy_only: Mapping[str, Any]) -> None:
-    """Precisions and cut vocabularies that a format has."""
-    onnx_first = (
-        "cofi-deploy export [MODEL] --format onnx with it, then "
-        "cofi-deploy export <that directory> --format triton"
-    )
-    if format == "triton" and precision != "fp32":
-        raise UsageError(f"--precision {precision} is for the model itself; run: {onnx_first}")
-    given = [flag for flag, value in lossy_only.items() if value]
-    if format in {"trt", "triton"} and given:
-        also = f"; run: {onnx_first}" if format == "triton" else ""
-        raise UsageError(f"{given[0]} is for --format onnx and openvino, got {format}{also}")
 
 
 def _check_aligned(model: Path, multiple: int) -> None:
@@ -311,17 +256,6 @@ def _check_aligned(model: Path, multiple: int) -> None:
         )
 
 
-def _check_opset(format: str, opset: int | None) -> None:
-    if format == "onnx" or opset is None or opset == DEFAULT_OPSETS[format]:
-        return
-    onnx_first = (
-        f"; run: cofi-deploy export [MODEL] --format onnx --opset {opset}, then "
-        "cofi-deploy export <that directory> --format triton"
-    )
-    way_on = onnx_first if format == "triton" else "; leave it out"
-    raise UsageError(f"--opset {opset} is for --format onnx, got --format {format}{way_on}")
-
-
 def _text(place: Place, calibration: Path | None) -> CalibrationText | None:
     """Real text: what was named, else the training data of the run."""
     if calibration is not None:
@@ -331,41 +265,61 @@ def _text(place: Place, calibration: Path | None) -> CalibrationText | None:
     return calibration_from_task(task_of_run(place.run).load())
 
 
-def _fixed_shape(batch_size: Triple | None, seq_len: Triple) -> tuple[int, int] | None:
-    """A static shape where the least and the largest are the same."""
-    if batch_size is None or batch_size[0] != batch_size[2] or seq_len[0] != seq_len[2]:
-        return None
-    return batch_size[0], seq_len[0]
-
-
-def _check_flags(format: str, triton_only: Mapping[str, Any], output: Path | None) -> None:
-    """Flags that say nothing about this export are errors, not ignored."""
-    given = [flag for flag, value in triton_only.items() if value]
-    if format != "triton" and given:
-        raise UsageError(f"{given[0]} is for --format triton, got --format {format}; leave it out")
-    if output is not None and "--repository" in given:
-        raise UsageError(
-            "give --output for a repository of its own, or --repository to add to one; not both"
-        )
-    if "--url" in given and "--repository" not in given:
-        raise UsageError("--url names the server of a --repository, and none is given")
-
-
 def export_if_stale(place: Place, format: str) -> Path:
-    """The export of ``place`` in ``format``: as it is when it fits the weights, else made anew."""
+    """The export of ``place`` in ``format``: as it is when it fits, else made anew.
+
+    It fits when it is whole, of these weights, and of this exporter. What is made anew is made with
+    the flags of what was there.
+    """
     directory = place.exports / format
-    if not _is_fresh(directory, place.model):
-        logger.info("exporting %s to %s", place.model, directory)
-        export(place.model, format=format, output=directory)
+    manifest = _usable(directory)
+    if manifest is not None and manifest.source_sha256 == weights_sha256(place.model):
+        if manifest.exporter_version == EXPORTER_VERSION:
+            return directory
+        if not _is_repeatable(manifest):
+            logger.warning(
+                "%s was made by another version of the exporter; it is taken as it is, and made "
+                "anew by: %s",
+                directory,
+                rebuild_command(manifest),
+            )
+            return directory
+    told: dict[str, Any] = {}
+    if manifest is not None and _is_repeatable(manifest):
+        told = _told(manifest)
+    logger.info("exporting %s to %s", place.model, directory)
+    export(place.model, format=format, output=directory, **told)
     return directory
 
 
-def _is_fresh(directory: Path, model: Path) -> bool:
+def _usable(directory: Path) -> ExportManifest | None:
     try:
-        return check_export(directory).source_sha256 == weights_sha256(model)
+        return check_export(directory)
     except ArtifactError as error:
         logger.info("no usable export: %s", error)
-        return False
+        return None
+
+
+def _is_repeatable(manifest: ExportManifest) -> bool:
+    """Whether its flags are known, and need neither an idle machine nor other artifacts."""
+    is_served = manifest.format == "triton"
+    has_plans = bool(manifest.options.get("plans"))
+    of_other_artifacts = is_served and (manifest.precision != "fp32" or has_plans)
+    return manifest.tuned_for is None and not of_other_artifacts
+
+
+def _told(manifest: ExportManifest) -> dict[str, Any]:
+    """Arguments of `export` that make the same of other weights."""
+    if manifest.format != "triton":
+        return rebuild_arguments(manifest)
+    options, largest = manifest.options, manifest.options["max_batch_size"]
+    settings = {name: options[name] for name in TRITON_SETTINGS if name in options}
+    return {
+        "name": options["name"],
+        "backend": options["backend"],
+        "batch_size": (1, largest, largest),
+        "settings": settings,
+    }
 
 
 def _triton_name(place: Place) -> str:

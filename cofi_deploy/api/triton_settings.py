@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from cofi_deploy.errors import ConfigError, did_you_mean
@@ -13,6 +13,10 @@ from cofi_deploy.export.triton_config import TritonOptions
 
 # Options with flags of their own.
 _FLAGS = {"backend": "--backend", "max_batch_size": "--batch-size MIN:OPT:MAX"}
+# What `--set` takes.
+TRITON_SETTINGS = tuple(
+    each.name for each in dataclasses.fields(TritonOptions) if each.name not in _FLAGS
+)
 
 # A container sees all cores of its node; an instance that took them all would be throttled.
 POD_THREADS = 4
@@ -44,18 +48,17 @@ def triton_options(
     values |= settings
     options = TritonOptions(**{key: _frozen(value) for key, value in values.items()})
     if kserve and options.threads is None and options.runs_on == "cpu":
-        return replace(options, threads=POD_THREADS)
+        return dataclasses.replace(options, threads=POD_THREADS)
     return options
 
 
 def _check_settings(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    allowed = [name for name in hints if name not in _FLAGS]
     problems = []
     for key, value in settings.items():
         if key in _FLAGS:
             problems.append(f"{key} is set with {_FLAGS[key]}")
         elif key not in hints:
-            problems.append(f"unknown setting {key!r}, {did_you_mean(key, allowed)}")
+            problems.append(f"unknown setting {key!r}, {did_you_mean(key, TRITON_SETTINGS)}")
         elif not _fits(value, hints[key]):
             problems.append(f"{key} is {value!r}, expected {_described(hints[key])}")
     if problems:

@@ -141,6 +141,7 @@ class _Search:
         self.shape = (request.point.batch_size, length if isinstance(length, int) else 0)
         self.tried: dict[str, _Tried] = {}
         self.samples = Samples(ms={})
+        # Opened once, so that PyTorch answers the held-out text once for all candidates.
         self.opened: Opened = open_for_export(
             request.model, request.text, shrink_embeddings=request.shrink_embeddings
         )
@@ -213,14 +214,7 @@ class _Search:
         directory = self.folder / str(len(self.tried))
         same = self._same_graph(candidate)
         if same is None:
-            build(
-                self.request.model,
-                directory,
-                candidate,
-                self.request.point.runtime,
-                text=self.request.text,
-                shrink_embeddings=self.request.shrink_embeddings,
-            )
+            build(self.opened, directory, candidate, self.request.point.runtime)
         else:
             shutil.copytree(same, directory, copy_function=_link)
         session = candidate.session(self.request.point.runtime)

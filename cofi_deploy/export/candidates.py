@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.numerics import Precision
-from cofi_deploy.export.onnx import export_onnx
-from cofi_deploy.export.openvino import export_openvino
-from cofi_deploy.export.opsets import DEFAULT_OPSET
-from cofi_deploy.exports import SessionChoice
+from cofi_deploy.export.onnx import Opened, write_onnx_directory
+from cofi_deploy.export.openvino import write_openvino_directory
+from cofi_deploy.exports import DEFAULT_OPSET, SessionChoice
 
 TUNED_RUNTIMES = {"onnxruntime-cpu": "onnx", "openvino": "openvino"}
 
@@ -115,37 +113,18 @@ def combined(graph: Candidate, changes: Sequence[Candidate]) -> Candidate:
     return found
 
 
-def build(
-    model: Path,
-    output: Path,
-    candidate: Candidate,
-    runtime: str,
-    *,
-    text: CalibrationText | None,
-    shrink_embeddings: bool,
-) -> Path:
+def build(opened: Opened, output: Path, candidate: Candidate, runtime: str) -> Path:
     """Write the graph of a candidate, compared with PyTorch as every export is.
 
     Raises:
         ExportError: It answers otherwise than the precision explains.
-        ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     if runtime == "onnxruntime-cpu":
-        return export_onnx(
-            model,
-            output,
-            opset=candidate.opset,
-            precision=candidate.precision,
-            text=text,
-            shrink_embeddings=shrink_embeddings,
+        return write_onnx_directory(
+            opened, output, opset=candidate.opset, precision=candidate.precision
         )
-    return export_openvino(
-        model,
-        output,
-        precision=candidate.precision,
-        text=text,
-        shrink_embeddings=shrink_embeddings,
-        shape=candidate.shape,
+    return write_openvino_directory(
+        opened, output, precision=candidate.precision, shape=candidate.shape
     )
 
 

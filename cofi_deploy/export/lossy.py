@@ -2,7 +2,8 @@
 
 Comes in: a model, a precision, rows of text. Goes out: `Numerics`, which `graph.py` obeys.
 fp16: a sublayer whose numbers come near the end of the format's range stays fp32. int8: a matrix
-too thin to gain stays fp32. Next file: `onnx.py`.
+too thin to gain stays fp32. bf16 reaches as far as fp32, so nothing is looked for. Next file:
+`onnx.py`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import checksums, read_json, sha256_file, write_json
 from cofi_deploy.exports import (
+    EXPORTER_VERSION,
     MANIFEST,
     ExportFormat,
     ExportManifest,
@@ -45,6 +46,7 @@ class Source:
     kind: TaskKind
     labels: tuple[str, ...]  # names of the classes; empty for regression and question answering
     tokenizer: PreTrainedTokenizerBase
+    exporter_version: int = EXPORTER_VERSION  # an older one's, of an export that is the source
 
 
 def open_source(model_dir: Path | str) -> tuple[Source, CofiPreTrainedModel]:
@@ -76,6 +78,7 @@ def source_of_export(manifest: ExportManifest) -> Source:
         kind=manifest.kind,
         labels=manifest.labels,
         tokenizer=load_tokenizer(manifest.directory),
+        exporter_version=manifest.exporter_version,
     )
 
 
@@ -127,6 +130,7 @@ def write_manifest(  # noqa: PLR0913 - the entries of the file
         directory / MANIFEST,
         {
             "format": export_format,
+            "exporter_version": source.exporter_version,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "source": {"path": source.path, "weights_sha256": source.sha256},
             "arch": source.arch.to_json(),

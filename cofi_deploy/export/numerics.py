@@ -90,5 +90,13 @@ def check_precision(precision: str) -> None:
     Raises:
         ConfigError: Names those that are allowed, and the nearest.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision is {precision!r}, {did_you_mean(precision, PRECISIONS)}")
+    problem = precision_problem(precision)
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def precision_problem(precision: str) -> str | None:
+    """What is wrong with a name that is none of ours; None where it is one."""
+    if precision in PRECISIONS:
+        return None
+    return f"precision is {precision!r}, {did_you_mean(precision, PRECISIONS)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ import onnxruntime
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import atomic_directory
 from cofi_deploy.errors import ExportError
-from cofi_deploy.export.calibration import CalibrationText, calibration_rows, text_options
+from cofi_deploy.export.calibration import (
+    CalibrationText,
+    Row,
+    calibration_rows,
+    text_options,
+)
 from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.lossy import choose_numerics
@@ -32,14 +38,14 @@ from cofi_deploy.export.manifest import (
     write_manifest,
 )
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, WordBits, check_precision
-from cofi_deploy.export.opsets import DEFAULT_OPSET, check_opset
+from cofi_deploy.export.opsets import check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.rounding import rounded_to_bf16
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.export.word_bits import choose_word_bits
-from cofi_deploy.exports import ExportParity
+from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -87,13 +93,19 @@ def export_onnx(
     check_precision(precision)
     check_opset(opset)
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    return write_onnx_directory(opened, output, opset=opset, precision=precision)
+
+
+def write_onnx_directory(
+    opened: Opened, output: Path, *, opset: int = DEFAULT_OPSET, precision: Precision = "fp32"
+) -> Path:
+    """`export_onnx` of what was opened before, so that several exports share the opening."""
     source, model = opened.source, opened.model
-    rows = calibration_rows(source, text)
     numerics = choose_numerics(
         model,
         precision,
-        rows,
-        static=text is not None,
+        opened.rows(),
+        static=opened.yardstick is not None,
         word_bits=opened.word_bits(precision),
     )
     with atomic_directory(output) as directory:
@@ -121,16 +133,27 @@ def export_onnx(
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What is exported, what it is judged by, and what `export.json` says of both."""
+    """What is exported, what it is judged by, and what `export.json` says of both.
+
+    Of several exports that share it, the answers of PyTorch are computed once.
+    """
 
     source: Source
     model: CofiPreTrainedModel
     yardstick: Yardstick | None
     options: dict[str, Any]
 
+    def rows(self) -> list[Row]:
+        """Rows of its text, or of the built-in sentences where there is none."""
+        return calibration_rows(self.source, self.yardstick.text if self.yardstick else None)
+
     def word_bits(self, precision: Precision) -> WordBits:
         """Of each number in the table of word embeddings; at int8 a cut table may have fewer."""
-        if precision != "int8" or self.yardstick is None or "shrink_embeddings" not in self.options:
+        return self._least_word_bits if precision == "int8" else 8
+
+    @cached_property
+    def _least_word_bits(self) -> WordBits:
+        if self.yardstick is None or "shrink_embeddings" not in self.options:
             return 8
         return choose_word_bits(self.model, self.source.tokenizer, self.yardstick)
 

@@ -25,7 +25,7 @@ from cofi_deploy.export.manifest import (
 )
 from cofi_deploy.export.numerics import Precision, check_precision
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
-from cofi_deploy.export.onnx import open_for_export, write_onnx
+from cofi_deploy.export.onnx import Opened, open_for_export, write_onnx
 from cofi_deploy.export.opsets import DEFAULT_OPSETS
 from cofi_deploy.export.parity import (
     RELATIVE_TOLERANCE,
@@ -88,8 +88,16 @@ def export_openvino(
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     check_precision(precision)
-    openvino = _import_openvino()
+    _import_openvino()  # before the work starts
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
+    return write_openvino_directory(opened, output, precision=precision, shape=shape)
+
+
+def write_openvino_directory(
+    opened: Opened, output: Path, *, precision: Precision = "fp32", shape: Shape | None = None
+) -> Path:
+    """`export_openvino` of what was opened before, so that several exports share the opening."""
+    openvino = _import_openvino()
     source, model = opened.source, opened.model
     _check_shape(shape, source)
     # fp16 is a way of storing the fp32 graph here, not of computing.
@@ -97,7 +105,7 @@ def export_openvino(
     numerics = choose_numerics(
         model,
         of_graph,
-        calibration_rows(source, text),
+        opened.rows(),
         word_bits=opened.word_bits(precision),
     )
     with atomic_directory(output) as directory:

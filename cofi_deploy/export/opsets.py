@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from cofi_deploy.errors import ConfigError
+from cofi_deploy.exports import DEFAULT_OPSET
 
 # From 17 on LayerNormalization is one node. 18 to 23 change no operator of these graphs but Gelu,
 # which is one node from 20 on: attention stays MatMul, Softmax, MatMul in all of them, with a mask
@@ -17,9 +18,8 @@ OPSETS = range(17, 24)
 # transformers.js runs; TensorRT's parser, which knew LayerNormalization before Gelu. OpenVINO
 # makes the same node of both forms of Gelu. Servers of Triton carry all of these.
 DEFAULT_OPSETS: Mapping[str, int] = MappingProxyType(
-    {"onnx": 17, "openvino": 17, "trt": 17, "triton": 17}
+    dict.fromkeys(("onnx", "openvino", "trt", "triton"), DEFAULT_OPSET)
 )
-DEFAULT_OPSET = DEFAULT_OPSETS["onnx"]
 
 
 def check_opset(opset: int) -> None:

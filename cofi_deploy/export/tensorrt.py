@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,37 +25,32 @@ from cofi_deploy.engines import (
     import_tensorrt,
 )
 from cofi_deploy.errors import ConfigError, MissingDependencyError
-from cofi_deploy.export.calibration import calibration_rows
+from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.engine import Engine, OptimizationProfile, build_engine
 from cofi_deploy.export.engine_layers import LAYERS_FILE
 from cofi_deploy.export.engine_options import EngineOptions, Triple, check_flavour
 from cofi_deploy.export.lossy import choose_numerics
-from cofi_deploy.export.manifest import (
-    Source,
-    open_source,
-    write_config_and_tokenizer,
-    write_manifest,
-)
-from cofi_deploy.export.numerics import PRECISIONS, Numerics, Precision
+from cofi_deploy.export.manifest import Source, write_config_and_tokenizer, write_manifest
+from cofi_deploy.export.numerics import PRECISIONS, Numerics, Precision, precision_problem
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
-from cofi_deploy.export.onnx import write_onnx
+from cofi_deploy.export.onnx import Opened, open_for_export, write_onnx
 from cofi_deploy.export.opsets import DEFAULT_OPSETS
 from cofi_deploy.export.refit import check_same_numbers, refittable_engine, refitted_plan
 from cofi_deploy.exports import ExportManifest, ExportParity
-from cofi_deploy.model import CofiPreTrainedModel
 
 __all__ = ["check_engine", "choose_flavour", "export_tensorrt", "refit_tensorrt"]
 
 logger = logging.getLogger(__name__)
 
 
-def export_tensorrt(
+def export_tensorrt(  # noqa: PLR0913 - what it is made of, and how
     model_dir: Path | str,
     output: Path,
     *,
     batch_size: Triple = (1, 8, 32),
     seq_len: Triple = (16, 128, 384),
     precision: Precision = "fp32",
+    text: CalibrationText | None = None,
     options: EngineOptions | None = None,
 ) -> Path:
     """Write an engine directory: model.plan, engine.json, config, tokenizer, export.json.
@@ -68,6 +63,8 @@ def export_tensorrt(
             What the model cannot take is cut off both.
         precision: fp16 and bf16 keep LayerNorm, head and outputs in fp32; int8 is fp16 with bytes
             for the weights of all products that are wide enough.
+        text: Real text of the task: shows what fp16 cannot hold, and is what a lossy graph is
+            judged on. Without it the built-in sentences are looked at alone.
         options: How it is built.
 
     Returns:
@@ -84,13 +81,14 @@ def export_tensorrt(
     _check_options(batch_size, seq_len, precision, options)
     flavour = choose_flavour(options.flavour)
     check_flavour(options, flavour)
-    source, model = open_source(model_dir)
+    opened = open_for_export(model_dir, text, shrink_embeddings=False)
+    source = opened.source
     profiles = _profiles(batch_size, seq_len, options.buckets, source.arch.max_positions)
     with (
         tempfile.TemporaryDirectory(prefix="cofi-deploy-") as scratch,
         atomic_directory(output) as directory,
     ):
-        graph = _write_graph(source, model, precision, Path(scratch) / ONNX_FILE)
+        graph = _write_graph(opened, precision, Path(scratch) / ONNX_FILE)
         engine = build_engine(
             graph.file, flavour=flavour, profiles=profiles, precision=precision, options=options
         )
@@ -103,13 +101,16 @@ def export_tensorrt(
     return output
 
 
-def refit_tensorrt(model_dir: Path | str, output: Path, *, engine: Path) -> Path:
+def refit_tensorrt(
+    model_dir: Path | str, output: Path, *, engine: Path, text: CalibrationText | None = None
+) -> Path:
     """Write an engine directory out of a refittable one and the weights of another model.
 
     Args:
         model_dir: Model of the same structure as that of ``engine``.
         output: Directory to write; may be ``engine`` itself.
         engine: Engine directory that was built with ``refit`` or ``strip``.
+        text: As for `export_tensorrt`.
 
     Returns:
         ``output``.
@@ -121,7 +122,8 @@ def refit_tensorrt(model_dir: Path | str, output: Path, *, engine: Path) -> Path
         ExportError: The ONNX graph differs from PyTorch.
         ArtifactError: The engine or the model is corrupt or incomplete.
     """
-    source, model = open_source(model_dir)
+    opened = open_for_export(model_dir, text, shrink_embeddings=False)
+    source = opened.source
     manifest, record = refittable_engine(engine, source)
     content = read_json(engine / ENGINE_FILE)
     layers = read_json(engine / LAYERS_FILE)
@@ -129,7 +131,7 @@ def refit_tensorrt(model_dir: Path | str, output: Path, *, engine: Path) -> Path
         tempfile.TemporaryDirectory(prefix="cofi-deploy-") as scratch,
         atomic_directory(output) as directory,
     ):
-        graph = _write_graph(source, model, record.precision, Path(scratch) / ONNX_FILE)
+        graph = _write_graph(opened, record.precision, Path(scratch) / ONNX_FILE)
         check_same_numbers(manifest, graph.numerics)
         write_bytes(directory / PLAN_FILE, refitted_plan(engine, record, graph.file))
         write_json(directory / LAYERS_FILE, layers)
@@ -160,14 +162,18 @@ class _Graph:
     file: Path
     numerics: Numerics
     parity: ExportParity
+    options: Mapping[str, Any]  # the text that it was fitted to
 
 
-def _write_graph(source: Source, model: CofiPreTrainedModel, precision: str, file: Path) -> _Graph:
-    rows = calibration_rows(source, None)
-    known = next(each for each in PRECISIONS if each == precision)
-    numerics = choose_numerics(model, known, rows, strongly_typed=True)
-    parity = write_onnx(source, model, file, numerics=numerics)
-    return _Graph(file=file, numerics=numerics, parity=parity)
+def _write_graph(opened: Opened, precision: str, file: Path) -> _Graph:
+    source, model, known = opened.source, opened.model, _precision(precision)
+    numerics = choose_numerics(model, known, opened.rows(), strongly_typed=True)
+    parity = write_onnx(source, model, file, numerics=numerics, yardstick=opened.yardstick)
+    return _Graph(file=file, numerics=numerics, parity=parity, options=opened.options)
+
+
+def _precision(name: str) -> Precision:
+    return next(each for each in PRECISIONS if each == name)
 
 
 def _is_installed(flavour: Flavour) -> bool:
@@ -186,8 +192,7 @@ def _check_options(
         for name, triple in (("batch_size", batch_size), ("seq_len", seq_len))
         if triple[0] < 1 or list(triple) != sorted(triple)
     ]
-    if precision not in PRECISIONS:
-        problems.append(f"precision is {precision!r}, allowed: {', '.join(PRECISIONS)}")
+    problems += filter(None, [precision_problem(precision)])
     problems += options.problems()
     if problems:
         raise ConfigError("; ".join(problems))
@@ -281,6 +286,7 @@ def _write_records(
             "opset": DEFAULT_OPSETS["trt"],
             "flavour": record["flavour"],
             **shapes,
+            **graph.options,
             **graph.numerics.to_json(),
         },
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,6 @@ from cofi_deploy.export.parity import (
     RELATIVE_TOLERANCE,
     TOLERANCE,
     Infer,
-    Inputs,
     Outputs,
     batch_of,
     check_parity,
@@ -33,8 +33,8 @@ from cofi_deploy.export.parity import (
     torch_outputs,
 )
 from cofi_deploy.exports import ExportParity, TextParity
+from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
-from cofi_deploy.tasks import Task
 from cofi_deploy.tasks.inference import predict_split
 
 # Share of predictions that must stay. int8 and a cut vocabulary flip predictions in both
@@ -43,11 +43,23 @@ MIN_AGREEMENT: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.9
 MIN_CUT_AGREEMENT = 0.95
 MAX_METRIC_DROP = 0.005
 
-_Runs = tuple[tuple[Infer, PreTrainedTokenizerBase], tuple[Infer, PreTrainedTokenizerBase]]
-
 _MAX_EXAMPLES = 1000
 # So many standard errors are put down to the choice of the examples.
 _CHANCE = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model or an artifact makes of a text.
+
+    ``outputs`` are of every feature; ``predictions`` of every example, and ``metric`` what they are
+    worth, where the text has labels.
+    """
+
+    examples: int
+    outputs: list[Outputs]
+    predictions: Sequence[Hashable] = ()
+    metric: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,34 @@ class Yardstick:
     text: CalibrationText
     tokenizer: PreTrainedTokenizerBase
     model: CofiPreTrainedModel
+
+    @cached_property
+    def expected(self) -> Answers:
+        """PyTorch's answers, computed when the first artifact is measured, and kept.
+
+        Raises:
+            DataError: The task's data is missing or unusable.
+        """
+        return self.answers(lambda inputs: torch_outputs(self.model, inputs), self.tokenizer)
+
+    def answers(self, infer: Infer, tokenizer: PreTrainedTokenizerBase) -> Answers:
+        """The answers of what is behind ``infer``, with the tokenizer beside it.
+
+        Raises:
+            DataError: The task's data is missing or unusable.
+        """
+        task = self.text.task
+        if task is None:
+            rows = self.text.rows(tokenizer, self.model.arch, _MAX_EXAMPLES)
+            return Answers(examples=len(rows), outputs=[infer(batch_of([row])) for row in rows])
+        encoded = task.encode(CHECK_SPLIT, tokenizer, limit=_MAX_EXAMPLES)
+        outputs = predict_split(infer, encoded, kind=task.kind, batch_size=32)
+        return Answers(
+            examples=len(encoded.examples),
+            outputs=outputs,
+            predictions=task.predictions(encoded, outputs),
+            metric=task.score(encoded, outputs)[task.metric_name],
+        )
 
 
 def check_answers(
@@ -111,69 +151,35 @@ def measure_on_text(
     Raises:
         DataError: The task's data is missing or unusable.
     """
-
-    def reference(inputs: Inputs) -> Outputs:
-        return torch_outputs(yardstick.model, inputs)
-
-    runs = ((reference, yardstick.tokenizer), (infer, tokenizer))
-    if yardstick.text.task is None:
-        return _on_plain_text(runs, yardstick, precision)
-    return _on_task(runs, yardstick.text.task, yardstick.text.source, precision)
-
-
-def _on_task(runs: _Runs, task: Task, source: str, precision: Precision) -> TextParity:
-    encoded = [task.encode(CHECK_SPLIT, tokenizer, limit=_MAX_EXAMPLES) for _, tokenizer in runs]
-    outputs = [
-        predict_split(run, split, kind=task.kind, batch_size=32)
-        for (run, _), split in zip(runs, encoded, strict=True)
-    ]
-    expected, got = outputs
-    comparable = _is_comparable(expected, got)
-    both = list(zip(encoded, outputs, strict=True))
-    scores = [task.score(split, each)[task.metric_name] for split, each in both]
-    predictions = [task.predictions(split, each) for split, each in both]
-    tolerance = RELATIVE_TOLERANCE[precision] * largest_value(expected)
-    examples = len(encoded[0].examples)
+    expected, got = yardstick.expected, yardstick.answers(infer, tokenizer)
+    tolerance = RELATIVE_TOLERANCE[precision] * largest_value(expected.outputs)
+    both = expected.outputs, got.outputs
+    is_comparable = _is_comparable(*both)
+    task, source = yardstick.text.task, yardstick.text.source
+    if task is not None:
+        source = f"{expected.examples} examples held out of the {source}"
     return TextParity(
-        source=f"{examples} examples held out of the {source}",
-        examples=examples,
-        agreement=_agreement(predictions[0], predictions[1], tolerance),
-        max_abs_logit_diff=largest_difference(expected, got) if comparable else None,
-        mean_abs_logit_diff=mean_difference(expected, got) if comparable else None,
-        metric_name=task.metric_name,
-        metric=scores[1],
-        metric_pytorch=scores[0],
+        source=source,
+        examples=expected.examples,
+        agreement=_agreement(expected, got, yardstick.model.kind, tolerance),
+        max_abs_logit_diff=largest_difference(*both) if is_comparable else None,
+        mean_abs_logit_diff=mean_difference(*both) if is_comparable else None,
+        metric_name=None if task is None else task.metric_name,
+        metric=got.metric,
+        metric_pytorch=expected.metric,
     )
 
 
-def _on_plain_text(runs: _Runs, yardstick: Yardstick, precision: Precision) -> TextParity:
-    arch, kind = yardstick.model.arch, yardstick.model.kind
-    expected, got = (
-        [run(batch_of([row])) for row in yardstick.text.rows(tokenizer, arch, _MAX_EXAMPLES)]
-        for run, tokenizer in runs
-    )
-    tolerance = RELATIVE_TOLERANCE[precision] * largest_value(expected)
-    same = [
-        is_same_answer(one, other, kind, tolerance)
-        for one, other in zip(expected, got, strict=True)
-    ]
-    comparable = _is_comparable(expected, got)
-    return TextParity(
-        source=yardstick.text.source,
-        examples=len(expected),
-        agreement=float(np.mean(same)),
-        max_abs_logit_diff=largest_difference(expected, got) if comparable else None,
-        mean_abs_logit_diff=mean_difference(expected, got) if comparable else None,
-    )
-
-
-def _agreement(before: Sequence[Hashable], after: Sequence[Hashable], tolerance: float) -> float:
+def _agreement(expected: Answers, got: Answers, kind: TaskKind, tolerance: float) -> float:
     """Share of equal predictions; of scores that differ by no more than ``tolerance``."""
+    if not expected.predictions:
+        pairs = zip(expected.outputs, got.outputs, strict=True)
+        return float(np.mean([is_same_answer(*pair, kind, tolerance) for pair in pairs]))
     same = [
         abs(one - other) <= tolerance
         if isinstance(one, float) and isinstance(other, float)
         else one == other
-        for one, other in zip(before, after, strict=True)
+        for one, other in zip(expected.predictions, got.predictions, strict=True)
     ]
     return sum(same) / len(same)
 

@@ -16,7 +16,7 @@ from cofi_deploy.errors import RunnerError
 from cofi_deploy.serve.accuracy import Scored, compare, score_split
 from cofi_deploy.serve.bench import BenchSettings, OwnEncodings, usable_runtimes
 from cofi_deploy.serve.changed_errors import changed_errors
-from cofi_deploy.serve.padding import padding_invariance
+from cofi_deploy.serve.padding import MIN_SECONDS, SHARE_OF_PASS, padding_invariance
 from cofi_deploy.serve.runner import Runner, open_runner
 from cofi_deploy.serve.significance import PairedTest, paired_test
 from cofi_deploy.serve.subject import Subject
@@ -25,8 +25,10 @@ from cofi_deploy.tasks import EncodedSplit, Example, Task
 
 logger = logging.getLogger(__name__)
 
-# A runtime that predicts otherwise than PyTorch more often than this is worth a sentence.
-_USUAL_AGREEMENT = 0.99
+# A runtime that predicts otherwise than PyTorch more often than this is worth a sentence; of other
+# precisions the metric is what counts.
+_USUAL_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.995}
+_LOSSY_AGREEMENT = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,16 +173,22 @@ def _score(
             "device": runner.device,
             "threads": runner.threads,
             "wall_s": scored.wall_s,
-            **_padding_keys(runner, encoded, scoring),
+            **_padding_keys(runner, encoded, scoring, pass_s=scored.wall_s),
         }
     return row, scored
 
 
-def _padding_keys(runner: Runner, encoded: EncodedSplit, scoring: Scoring) -> dict[str, Any]:
+def _padding_keys(
+    runner: Runner, encoded: EncodedSplit, scoring: Scoring, *, pass_s: float
+) -> dict[str, Any]:
     """Nothing where an engine's profiles do not take a single row or the longest length."""
     try:
         found = padding_invariance(
-            runner, encoded, kind=scoring.task.kind, batch_size=scoring.batch_size
+            runner,
+            encoded,
+            kind=scoring.task.kind,
+            batch_size=scoring.batch_size,
+            max_seconds=max(MIN_SECONDS, SHARE_OF_PASS * pass_s),
         )
     except RunnerError as error:
         logger.warning("padding invariance is not measured in %s: %s", runner.runtime, error)
@@ -205,7 +213,7 @@ def _change_keys(test: PairedTest | None) -> dict[str, float]:
 
 def _parity_note(row: Mapping[str, Any]) -> list[str]:
     agreement = row.get("agreement", 1.0)
-    if agreement >= _USUAL_AGREEMENT:
+    if agreement >= _USUAL_AGREEMENT.get(row["precision"], _LOSSY_AGREEMENT):
         return []
     difference = row.get("max_abs_logit_diff")
     detail = "other tokens" if difference is None else f"largest logit difference {difference:.3g}"

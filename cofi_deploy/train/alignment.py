@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,12 @@ def aligned_masks(
         f"closer to {name} {value(target):g} than {value(reached):.4f}; use a smaller --align or "
         f"ask for another {name}"
     )
+
+
+def kept_widths(masks: Masks) -> dict[str, Any]:
+    """The hidden size, and the FFN width of every layer, that cutting leaves."""
+    ffn = [len(masks.kept_ffn(layer)) for layer in range(len(masks.ffn))]
+    return {"hidden": len(masks.kept_hidden()), "ffn": ffn}
 
 
 def check_alignment(shape: DenseShape, multiple: int) -> None:
@@ -169,7 +176,7 @@ def _told(before: Masks, after: Masks, multiple: int) -> str:
     """Sizes without and with alignment, in words."""
 
     def sizes(masks: Masks) -> str:
-        widths = ", ".join(str(len(masks.kept_ffn(layer))) for layer in range(len(masks.ffn)))
-        return f"hidden {len(masks.kept_hidden())}, FFN {widths}"
+        widths = kept_widths(masks)
+        return f"hidden {widths['hidden']}, FFN {', '.join(map(str, widths['ffn']))}"
 
     return f"aligned to multiples of {multiple}: {sizes(before)} -> {sizes(after)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,12 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.loading import load, save_compact, write_tensors
+from cofi_deploy.masks import Masks
 from cofi_deploy.model import CofiPreTrainedModel
-from cofi_deploy.targets import Target
-from cofi_deploy.train.alignment import aligned_masks
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.distill import LayerProjection
-from cofi_deploy.train.speedup import SpeedupBudget, measured_masks
 from cofi_deploy.train.stages import Student
 
 _MODEL = "model"
@@ -26,35 +23,13 @@ _PROJECTION = "projection.safetensors"
 
 
 def write_cut(
-    directory: Path,
-    student: Student,
-    target: Target,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    align: int = 1,
-    speedup: SpeedupBudget | None = None,
-) -> dict[str, Any] | None:
-    """Cut ``student`` at ``target`` and write what fine-tuning starts from.
-
-    Hidden size and FFN widths are multiples of ``align``.
-
-    Returns:
-        What was measured of the cut model; None where the budget is no speedup.
-
-    Raises:
-        BudgetError: The masks cannot meet the target.
-    """
-    latency = None
-    if speedup is None:
-        masks = aligned_masks(student.gates, target.share, align)
-    else:
-        dense = student.model.arch
-        masks, latency = measured_masks(student.gates, target, speedup, dense, align=align)
+    directory: Path, student: Student, masks: Masks, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Cut ``student`` under fixed masks and write what fine-tuning starts from."""
     save_compact(cut(student.model, masks), tokenizer, directory / _MODEL)
     projection = copy.deepcopy(student.projection)
     projection.cut(masks)
     write_tensors(projection.state_dict(), directory / _PROJECTION)
-    return latency
 
 
 def read_cut(

@@ -8,7 +8,7 @@ killed run continues with the stage, and the step, that it had reached.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
+from cofi_deploy.masks import Masks
 from cofi_deploy.targets import Target
 from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.train.alignment import aligned_masks, kept_widths
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
@@ -30,7 +32,9 @@ from cofi_deploy.train.plan import planned_stages
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
 from cofi_deploy.train.progress import RunProgress
-from cofi_deploy.train.speedup import SpeedupBudget
+from cofi_deploy.train.projection import masks_at_target
+from cofi_deploy.train.sparsity import realized_sparsity
+from cofi_deploy.train.speedup import SpeedupBudget, measured_masks
 from cofi_deploy.train.stage_runner import StageRunner
 from cofi_deploy.train.stages import (
     Setup,
@@ -245,28 +249,48 @@ class Pipeline:
     def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
         """Write what fine-tuning and the next stage begin with."""
         if step.target is not None:
-            latency = write_cut(
-                self._cut_directory(step.target),
-                student,
-                step.target,
-                self.tokenizer,
-                align=self.settings.multiple,
-                speedup=self.speedup,
-            )
-            self._note_latency(step.target, latency)
+            target = step.target
+            masks, latency = self._masks(student, target)
+            if latency is not None:
+                self._note("latency", target, latency)
+            if self.settings.multiple > 1:
+                self._note("alignment", target, self._alignment(student, target, masks))
+            write_cut(self._cut_directory(target), student, masks, self.tokenizer)
         if following is not None:
             save_stage(following.stage(), self.checkpoint, Standing())
 
-    def _note_latency(self, target: Target, latency: dict[str, Any] | None) -> None:
+    def _masks(self, student: Student, target: Target) -> tuple[Masks, dict[str, Any] | None]:
+        """What is cut, and what was measured of it where the budget is a speedup."""
+        align = self.settings.multiple
+        if self.speedup is None:
+            return aligned_masks(student.gates, target.share, align), None
+        return measured_masks(student.gates, target, self.speedup, student.model.arch, align=align)
+
+    def _note(self, what: str, target: Target, facts: Mapping[str, Any]) -> None:
         """Into run.json, where a resumed run finds it."""
-        if latency is not None:
-            document = read_json(self.run / "run.json")
-            document.setdefault("latency", {})[target.name] = latency
-            write_json(self.run / "run.json", document)
+        document = read_json(self.run / "run.json")
+        document.setdefault(what, {})[target.name] = facts
+        write_json(self.run / "run.json", document)
 
     def _latency_of(self, target: Target) -> dict[str, Any]:
         found = read_json(self.run / "run.json").get("latency", {}).get(target.name)
         return {} if found is None else {"latency": found}
+
+    def _alignment(self, student: Student, target: Target, masks: Masks) -> dict[str, Any]:
+        """Sizes and accuracy of the cut without and with it, before fine-tuning."""
+        cost = self.setup.cost(student.gates)
+        both = {"without": masks_at_target(student.gates, target.share, cost), "with": masks}
+        return {
+            "multiple": self.settings.multiple,
+            "split": "selection",
+            "metric_name": self.task.metric_name,
+            **{name: self._sizes_and_metric(student, each) for name, each in both.items()},
+        }
+
+    def _sizes_and_metric(self, student: Student, masks: Masks) -> dict[str, Any]:
+        scores = evaluate(student.model, self.task, self.setup.selection, masks)
+        realized = realized_sparsity(masks, student.gates.shape)
+        return {**kept_widths(masks), "realized_sparsity": realized, "metric": scores["metric"]}
 
     def _pruning(self, student: Student, teacher: Teacher) -> list[_PruningStep]:
         steps = []

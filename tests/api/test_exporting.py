@@ -12,10 +12,11 @@ from cofi_deploy import api
 from cofi_deploy.api.exporting import export_if_stale, exported
 from cofi_deploy.api.places import Place, find_model
 from cofi_deploy.api.triton_settings import POD_THREADS
-from cofi_deploy.artifacts import read_json
+from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.errors import ArtifactError, RepositoryError, UsageError
 from cofi_deploy.export.kubernetes import resource_name
-from cofi_deploy.exports import check_export
+from cofi_deploy.export.manifest import weights_sha256
+from cofi_deploy.exports import EXPORTER_VERSION, check_export, rebuild_command
 from cofi_deploy.loading import read_arch
 
 
@@ -97,9 +98,44 @@ def test_an_unknown_format_names_the_nearest():
             "--shrink-embeddings is for --format onnx and openvino, got triton; run:",
         ),
         (
-            "trt",
+            "triton",
             {"calibration": Path("texts.txt")},
-            "--calibration is for --format onnx and openvino, got trt",
+            "--calibration is for --format onnx, openvino and trt, got triton; run:",
+        ),
+        (
+            "onnx",
+            {"calibration": Path("texts.txt")},
+            "--calibration is what lossy numbers are fitted to and judged on; give a --precision",
+        ),
+        (
+            "onnx",
+            {"flavour": "tensorrt"},
+            "--flavour is for --format trt, got --format onnx; leave it out",
+        ),
+        (
+            "trt",
+            {"weights_into": Path("engine"), "flavour": "tensorrt-rtx"},
+            "--weights-into keeps how the engine was built; leave --flavour out",
+        ),
+        (
+            "openvino",
+            {"backend": "python"},
+            "--backend is for --format triton, got --format openvino; leave it out",
+        ),
+        (
+            "onnx",
+            {"seq_len": (16, 16, 16)},
+            "--seq-len is for --format openvino, trt and triton; an ONNX graph takes every shape",
+        ),
+        (
+            "openvino",
+            {"batch_size": (1, 1, 1)},
+            "an OpenVINO graph takes every shape, or one: give --batch-size and --seq-len with one",
+        ),
+        (
+            "openvino",
+            {"batch_size": (1, 8, 32), "seq_len": (16, 16, 16)},
+            "an OpenVINO graph takes every shape, or one: give --batch-size and --seq-len with one",
         ),
     ],
 )
@@ -154,11 +190,13 @@ def test_a_triton_model_is_named_after_the_run(tiny_run, tmp_path):
 def test_the_next_version_takes_over_what_is_served(tiny_run, tmp_path):
     place = {"format": "triton", "repository": tmp_path / "models", "name": "tiny"}
     settings = {"warmup_lengths": [8], "threads": 1}
-    first = api.export(tiny_run, batch_size=(1, 2, 4), settings=settings, **place)
+    shapes = {"batch_size": (1, 2, 4), "settings": settings}
+    first = api.export(tiny_run, backend="python", **shapes, **place)
     second = api.export(tiny_run / "models" / "0.5", **place)
     assert (first, second) == tuple(tmp_path / "models" / "tiny" / number for number in "12")
     options = check_export(second).options
     assert (options["max_batch_size"], options["threads"]) == (4, 1)
+    assert options["backend"] == "python"
     assert exported({"triton": second})["triton"]["parity"]["agreement"] == 1.0
 
 
@@ -226,6 +264,64 @@ def test_a_corrupt_export_is_made_anew(place):
     graph.write_bytes(whole[:-10])
     export_if_stale(place, "onnx")
     assert len(graph.read_bytes()) == len(whole)
+
+
+def changed_manifest(directory: Path, **changes) -> None:
+    document = read_json(directory / "export.json")
+    write_json(directory / "export.json", {**document, **changes})
+
+
+def test_an_export_of_an_older_exporter_is_made_anew(place):
+    directory = place.exports / "onnx"
+    assert check_export(directory).exporter_version == EXPORTER_VERSION
+    document = read_json(directory / "export.json")
+    del document["exporter_version"]  # as all had it not, once
+    write_json(directory / "export.json", document)
+    export_if_stale(place, "onnx")
+    assert check_export(directory).exporter_version == EXPORTER_VERSION
+
+
+def test_what_is_made_anew_keeps_the_flags_of_what_was_there(place, tiny_run):
+    directory = place.exports / "onnx"
+    api.export(place.model, format="onnx", precision="fp16", opset=20, output=directory)
+    shutil.rmtree(place.model)
+    shutil.copytree(tiny_run / "models" / "0.5", place.model)
+    export_if_stale(place, "onnx")
+    manifest = check_export(directory)
+    assert manifest.source_sha256 == weights_sha256(place.model)
+    assert (manifest.precision, manifest.options["opset"]) == ("fp16", 20)
+    assert rebuild_command(manifest).endswith("--format onnx --precision fp16 --opset 20")
+
+
+def test_a_repository_that_is_made_anew_keeps_how_it_is_served(place):
+    settings = {"warmup_lengths": [8], "threads": 1}
+    shapes = {"batch_size": (1, 2, 4), "settings": settings}
+    directory = place.exports / "triton"
+    api.export(place.model, format="triton", name="mine", output=directory, **shapes)
+    before = check_export(directory).options
+    changed_manifest(directory, exporter_version=0)
+    export_if_stale(place, "triton")
+    manifest = check_export(directory)
+    assert manifest.exporter_version == EXPORTER_VERSION
+    assert manifest.options == before
+
+
+def test_a_tuned_export_of_an_older_exporter_is_kept_and_the_command_told(place, caplog):
+    directory = place.exports / "onnx"
+    tuning = {"for": "onnxruntime-cpu@1x8", "max_drop": 0.3}
+    changed_manifest(directory, exporter_version=0, tuning=tuning)
+    before = created(place)
+    export_if_stale(place, "onnx")
+    assert created(place) == before
+    words = r"another version of the exporter; .* --tune --for onnxruntime-cpu@1x8 --max-drop 0\.3"
+    assert re.search(words, caplog.text)
+
+
+def test_a_repository_of_an_older_export_is_as_old(place, tmp_path):
+    changed_manifest(place.exports / "onnx", exporter_version=0)
+    output = tmp_path / "models"
+    api.export(place.exports / "onnx", format="triton", name="old", output=output)
+    assert check_export(output).exporter_version == 0
 
 
 def test_a_corrupt_model_is_refused_and_the_file_named(own_run, tmp_path):

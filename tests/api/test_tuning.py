@@ -18,6 +18,7 @@ from cofi_deploy.api.tuning import TuningRequest, check_target, tune
 from cofi_deploy.api.tuning_choice import choose, fastest_first, timed_row
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.errors import EnvironmentProblem, ExportError, UsageError
+from cofi_deploy.export import text_parity
 from cofi_deploy.export.calibration import calibration_from_task
 from cofi_deploy.exports import check_export, read_tuning, rebuild_command
 from cofi_deploy.serve.conditions import Load
@@ -92,6 +93,26 @@ def test_the_fastest_wins_with_what_its_session_gained_together(request_for, tmp
     assert rows["int8"]["metric_name"] == "accuracy"
     assert rows["int8"]["agreement"] > 0.9
     assert rebuild_command(manifest).endswith("--format onnx --tune --for onnxruntime-cpu@2x16")
+
+
+@pytest.mark.slow
+def test_pytorch_answers_the_held_out_text_once_for_all_candidates(
+    request_for, text, tmp_path, monkeypatch
+):
+    texts = 0
+    real = text_parity.torch_outputs
+
+    def counted(model, inputs):
+        nonlocal texts
+        texts += len(inputs["input_ids"])
+        return real(model, inputs)
+
+    monkeypatch.setattr(text_parity, "torch_outputs", counted)
+    directory = tune(request_for("onnxruntime-cpu@1x8"), tmp_path, timer=Timer({"int8": 5.0}))
+    _, rows = rows_of(directory)
+    judged = [name for name, row in rows.items() if "metric" in row]
+    assert len(judged) > 8  # int8, and every way of opening it
+    assert texts == len(text.task.splits["selection"])
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_options_that_do_not_fit_are_reported_together(write_model, tmp_path):
     words = (
         "batch_size is 8:1:32, allowed: 1 <= MIN <= OPT <= MAX; "
         "seq_len is 0:1:2, allowed: 1 <= MIN <= OPT <= MAX; "
-        "precision is 'int4', allowed: fp32, fp16, bf16, int8; "
+        "precision is 'int4', allowed: fp32, fp16, bf16, int8; did you mean 'int8'?; "
         "flavour is 'cuda', allowed: auto, tensorrt, tensorrt-rtx; "
         "buckets has 0, allowed: lengths of 1 token or more; "
         "builder_level is 6, allowed: 0 to 5; "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.loading import load_tokenizer
-from cofi_deploy.serve.padding import MAX_EXAMPLES, padding_invariance
+from cofi_deploy.serve.accuracy import score_split
+from cofi_deploy.serve.padding import MIN_SECONDS, padding_invariance, spread
 from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.serve.verify import VerifySettings, verify
@@ -38,7 +41,7 @@ def test_an_export_answers_alike_alone_padded_and_among_others(
     directory = export_onnx(pruned.artifacts["torch"], tmp_path / "x", precision=precision)
     with open_runner(directory, "onnxruntime-cpu", threads=1) as runner:
         found = padding_invariance(runner, encoded, kind="text-classification", batch_size=5)
-    assert found.padding_examples == MAX_EXAMPLES
+    assert found.padding_examples == len(encoded)  # the whole set
     assert found.padding_agreement == 1.0
     assert found.padding_max_abs_logit_diff < (1e-2 if precision == "fp16" else 1e-4)
 
@@ -77,6 +80,56 @@ def test_an_answer_that_moves_with_its_batch_is_no_agreement(encoded):
     assert moved.padding_agreement == 0.0
 
 
+def test_a_set_that_takes_too_long_is_asked_in_part_and_the_part_is_told(pruned, encoded):
+    now = iter(float(second) for second in range(100))
+    with open_runner(pruned.artifacts["torch"], "torch", threads=1) as runner:
+        found = padding_invariance(
+            Careless(runner),
+            encoded,
+            kind="text-classification",
+            batch_size=4,
+            max_seconds=2.5,  # the clock is read before every batch but the first
+            clock=lambda: next(now),
+        )
+    assert found.padding_examples == 3 * 4
+    # What is asked first holds the shortest and the longest, so that it finds the fault.
+    assert found.padding_max_abs_logit_diff > 1e-2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 64, 97])
+def test_every_beginning_is_spread_over_the_lengths(count):
+    lengths = np.random.default_rng(0).permutation(count)
+    order = spread(lengths)
+    assert sorted(order) == list(range(count))
+    for many in (4, 8, 16, 32):
+        if many > count:
+            continue
+        begun = np.sort(lengths[order[:many]])
+        assert (begun[0], begun[-1]) == (0, count - 1)
+        assert np.diff(begun).max() <= 2.5 * count / many
+
+
+def test_verify_gives_the_check_two_minutes_or_a_quarter_of_the_pass(
+    subjects, task, quick, tmp_path, monkeypatch
+):
+    given = []
+
+    def noted(runner, split, **words):
+        given.append(words["max_seconds"])
+        return padding_invariance(runner, split, **words)
+
+    def slow(*args, **words):
+        return dataclasses.replace(score_split(*args, **words), wall_s=1000.0)
+
+    monkeypatch.setattr("cofi_deploy.serve.scoring.padding_invariance", noted)
+    settings = VerifySettings(bench=quick("torch", points=("2x8",)), limit=5)
+    both = subjects["dense"], [subjects["pruned"]]
+    verify(*both, task, settings, tmp_path / "quick")
+    monkeypatch.setattr("cofi_deploy.serve.scoring.score_split", slow)
+    verify(*both, task, settings, tmp_path / "slow")
+    assert given == [MIN_SECONDS, MIN_SECONDS, 250.0, 250.0]
+
+
 def test_verify_writes_both_numbers_for_every_artifact(subjects, task, quick, tmp_path):
     settings = VerifySettings(bench=quick("torch", "onnxruntime-cpu", points=("2x8",)), limit=20)
     dense, pruned = subjects["dense"], subjects["pruned"]
@@ -103,7 +156,7 @@ def test_verify_says_which_artifact_moves_with_its_padding(
     notes = verify(subjects["dense"], [other], task, settings, tmp_path).document["notes"]
     assert any(
         "in torch at fp32 answers otherwise to" in note
-        and "of 32 texts when they are padded" in note
+        and f"of {len(task.splits['validation'])} texts when they are padded" in note
         for note in notes
     )
 

@@ -148,6 +148,7 @@ def test_without_fine_tuning_the_cut_model_is_the_result(finished_run, train_run
         finetune_epochs=0.0,
     )
     assert run.json["stages"]["finetune-0.6"] == {}
+    assert "alignment" not in run.json  # nothing was asked for
     assert abs(load(run.directory / "model").arch.sparsity - 0.6) < 0.005
 
 
@@ -162,6 +163,15 @@ def test_an_aligned_run_ends_with_widths_that_are_multiples(train_run, tiny_bert
     arch = load(run.directory / "model").arch
     assert {arch.hidden % AUTO_ALIGN, *(layer.ffn % AUTO_ALIGN for layer in arch.layers)} == {0}
     assert abs(arch.sparsity - 0.6) < 0.005
+    # What alignment changed is told: sizes, and the accuracy of both cuts before fine-tuning.
+    told = run.json["alignment"]["0.6"]
+    assert (told["multiple"], told["split"]) == (AUTO_ALIGN, "selection")
+    before, after = told["without"], told["with"]
+    assert (after["hidden"], after["ffn"]) == (arch.hidden, [layer.ffn for layer in arch.layers])
+    assert any(width % AUTO_ALIGN for width in (before["hidden"], *before["ffn"]))
+    for each in (before, after):
+        assert abs(each["realized_sparsity"] - 0.6) < 0.005
+        assert 0.0 <= each["metric"] <= 1.0
 
 
 def test_too_coarse_an_alignment_is_refused_before_anything_is_trained(make_pipeline, tmp_path):
