@@ -1,4 +1,4 @@
-"""Types, shared options and readings of the command line's flags; `cli.py` has the commands."""
+"""Types, shared options and readings of the command line's flags; `cli*.py` have the commands."""
 
 from __future__ import annotations
 
