@@ -30,7 +30,7 @@ from cofi_deploy.serve.runner import Runner
 from cofi_deploy.tasks import EncodedSplit
 
 # An artifact gets so many seconds, or this share of its pass over the split, whichever is more.
-MIN_SECONDS = 30.0
+MIN_SECONDS = 15.0
 SHARE_OF_PASS = 0.25
 
 
