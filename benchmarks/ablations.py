@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning import DATA, ROOT, RUNS, minilm
+from pruning import DATA, ROOT, RUNS, minilm, train_or_resume
 
 from cofi_deploy import api
 from cofi_deploy.arch import Arch
@@ -94,20 +94,15 @@ CONDITIONS = {**PAPER, **IMPROVEMENTS, **TOGETHER}
 
 def train(condition: str, seed: int) -> None:
     """Train one condition, or go on with it; the seed's teacher comes first."""
-    run = FOLDER / f"{_folder(condition)}-seed{seed}"
-    if not (run / "run.json").is_file():
-        api.train(
-            TASK,
-            model=str(minilm()),
-            teacher=teacher(seed),
-            data_dir=DATA,
-            recipe="fast",
-            seed=seed,
-            output=run,
-            overrides={**BASE, **CONDITIONS[condition]},
-        )
-    elif read_json(run / "run.json")["state"] != "done":
-        api.train(resume=run)
+    train_or_resume(
+        FOLDER / f"{_folder(condition)}-seed{seed}",
+        TASK,
+        teacher=teacher(seed),
+        data_dir=DATA,
+        recipe="fast",
+        seed=seed,
+        overrides={**BASE, **CONDITIONS[condition]},
+    )
 
 
 def teacher(seed: int) -> Path:

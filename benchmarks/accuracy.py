@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruning import DATA, ROOT, RUNS, SPARSITIES, minilm
+from pruning import DATA, ROOT, RUNS, SPARSITIES, train_or_resume
 
-from cofi_deploy import api
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.results import result_document
 
@@ -58,19 +57,15 @@ BASE_MODEL = "all-MiniLM-L6-v2"
 
 def train(name: str, seed: int) -> None:
     """Train the family of a subject and seed, or go on with it."""
-    run, subject = FOLDER / _name(name, seed), SUBJECTS[name]
-    if not (run / "run.json").is_file():
-        api.train(
-            subject.task or name,
-            model=str(minilm()),
-            recipe=subject.recipe,
-            seed=seed,
-            output=run,
-            overrides={"sparsities": list(SPARSITIES), **subject.changes},
-            **subject.data,
-        )
-    elif read_json(run / "run.json")["state"] != "done":
-        api.train(resume=run)
+    subject = SUBJECTS[name]
+    train_or_resume(
+        FOLDER / _name(name, seed),
+        subject.task or name,
+        recipe=subject.recipe,
+        seed=seed,
+        overrides={"sparsities": list(SPARSITIES), **subject.changes},
+        **subject.data,
+    )
 
 
 def collect(folder: Path = FOLDER, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -33,16 +33,19 @@ POINTS = ("1x128", "32x128")
 
 def train(task: str) -> None:
     """Train the family of a task, or go on with it."""
-    run = RUNS / task
+    train_or_resume(
+        RUNS / task,
+        task,
+        data_dir=DATA,
+        recipe="fast",
+        overrides={"sparsities": list(SPARSITIES)},
+    )
+
+
+def train_or_resume(run: Path, task: str, **arguments: Any) -> None:
+    """Train MiniLM into ``run``, or go on with it; one that is done stays as it is."""
     if not (run / "run.json").is_file():
-        api.train(
-            task,
-            model=str(minilm()),
-            data_dir=DATA,
-            recipe="fast",
-            output=run,
-            overrides={"sparsities": list(SPARSITIES)},
-        )
+        api.train(task, model=str(minilm()), output=run, **arguments)
     elif read_json(run / "run.json")["state"] != "done":
         api.train(resume=run)
 

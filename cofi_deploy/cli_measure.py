@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cofi_deploy.cli_options import (
+    check_places,
     common_options,
     measuring_options,
     print_json,
@@ -69,7 +70,7 @@ def verify(models: tuple[Path, ...], **flags: Any) -> None:
     cofi-deploy verify runs/mrpc-s95/models/0.6 --max-drop 0.5
     cofi-deploy verify runs/mrpc-s90 --runtime ort --runtime triton --point 8x64
     """
-    _check_places(models)
+    check_places(models)
     named = _named_task(flags)
     targets = verify_targets_of(flags)
     from cofi_deploy import summary
@@ -119,7 +120,7 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
     cofi-deploy bench runs/a/teacher runs/a runs/b --point 1x128 --point 32x128
     cofi-deploy bench runs/a/teacher runs/a --point 1xtask --saturate --output bench.json
     """
-    _check_places(models)
+    check_places(models)
     named = _named_task(flags)
     from cofi_deploy import summary
     from cofi_deploy.api import verifying
@@ -143,14 +144,6 @@ def bench(models: tuple[Path, ...], output: Path | None, **flags: Any) -> None:
         print_json(document)
     else:
         write_json(output, document)
-
-
-def _check_places(models: tuple[Path, ...]) -> None:
-    """Answer at once where a model is missing: the frameworks take seconds to import."""
-    from cofi_deploy.api.places import find_model
-
-    for model in models or (None,):
-        find_model(model)
 
 
 def _named_task(flags: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -114,6 +115,14 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Say what is being done; on an error, print the traceback.",
     )
     return option(function)
+
+
+def check_places(models: tuple[Path, ...]) -> None:
+    """Answer at once where a model is missing: the frameworks take seconds to import."""
+    from cofi_deploy.api.places import find_model
+
+    for model in models or (None,):
+        find_model(model)
 
 
 def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:

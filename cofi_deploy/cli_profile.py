@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cofi_deploy.cli_options import common_options, print_json
+from cofi_deploy.cli_options import check_places, common_options, print_json
 
 
 @click.command()
@@ -37,10 +37,7 @@ def profile(models: tuple[Path, ...], output: Path | None, svg: Path | None, **f
     cofi-deploy profile
     cofi-deploy profile runs/a/teacher runs/a --runtime openvino --point 8x64 --svg profile.svg
     """
-    from cofi_deploy.api.places import find_model
-
-    for model in models or (None,):
-        find_model(model)  # answers at once where there is none; the frameworks come later
+    check_places(models)
     from rich.console import Console
 
     from cofi_deploy.api import profiling

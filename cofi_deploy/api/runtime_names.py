@@ -7,7 +7,7 @@ made ready. `verifying.py` calls it before anything is exported.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cofi_deploy.errors import EnvironmentProblem, UsageError, did_you_mean
@@ -76,6 +76,31 @@ def points_of(texts: Sequence[str]) -> tuple[OperatingPoint, ...]:
             for runtime in _usable(meant)
         ]
     return tuple(found)
+
+
+def check_measured_at(
+    point: OperatingPoint, runtimes: Collection[str], *, flag: str, typed: str
+) -> None:
+    """Refuse a point behind ``flag`` and `--for` at which nothing can be measured.
+
+    Args:
+        point: Where.
+        runtimes: That ``flag`` measures in.
+        flag: Such as `--tune`.
+        typed: The point as the user knows it.
+
+    Raises:
+        UsageError: Another runtime, or no one length.
+        EnvironmentProblem: The runtime is not here.
+    """
+    if point.runtime not in runtimes or not isinstance(point.seq_len, int):
+        raise UsageError(
+            f"{flag} --for {typed}: allowed: RUNTIME@BATCHxLENGTH with a number of tokens and one "
+            f"of the runtimes {', '.join(runtimes)}, such as onnxruntime-cpu@1x128"
+        )
+    reason = availability(point.runtime)
+    if reason is not None:
+        raise EnvironmentProblem(f"--for {typed}: {reason}")
 
 
 def _check_name(name: str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cofi_deploy.api.runtime_names import points_of
-from cofi_deploy.errors import EnvironmentProblem, UsageError
+from cofi_deploy.api.runtime_names import check_measured_at, points_of
 from cofi_deploy.exports import ExportFormat
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.runner import availability
 
 # Runtimes whose artifacts are written in seconds, and the format of these; an engine takes minutes
 # for each structure.
@@ -27,12 +25,5 @@ def speedup_point(text: str) -> OperatingPoint:
         EnvironmentProblem: The runtime is not here.
     """
     point = points_of((text,))[0]
-    if point.runtime not in SPEEDUP_RUNTIMES or not isinstance(point.seq_len, int):
-        raise UsageError(
-            f"--speedup --for {text}: allowed: RUNTIME@BATCHxLENGTH with a number of tokens and "
-            f"one of the runtimes {', '.join(SPEEDUP_RUNTIMES)}, such as onnxruntime-cpu@1x128"
-        )
-    reason = availability(point.runtime)
-    if reason is not None:
-        raise EnvironmentProblem(f"--for {text}: {reason}")
+    check_measured_at(point, SPEEDUP_RUNTIMES, flag="--speedup", typed=text)
     return point

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cofi_deploy.api.runtime_names import check_measured_at
 from cofi_deploy.api.tuning_choice import choose, fastest_first, is_slower, timed_row
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import EnvironmentProblem, ExportError, RunnerError, UsageError
@@ -38,7 +39,7 @@ from cofi_deploy.results import machine
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.latency import OperatingPoint, Samples, Schedule, time_interleaved
 from cofi_deploy.serve.profile_onnxruntime import optimised_model
-from cofi_deploy.serve.runner import Runner, availability, open_runner, physical_cores
+from cofi_deploy.serve.runner import Runner, open_runner, physical_cores
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +80,7 @@ def check_target(point: OperatingPoint) -> str:
         UsageError: No runtime that is tuned for, or no one length.
         EnvironmentProblem: The runtime is not here.
     """
-    if point.runtime not in TUNED_RUNTIMES or not isinstance(point.seq_len, int):
-        raise UsageError(
-            f"--tune --for {point}: allowed: RUNTIME@BATCHxLENGTH with a number of tokens and one "
-            f"of the runtimes {', '.join(TUNED_RUNTIMES)}, such as onnxruntime-cpu@1x128"
-        )
-    reason = availability(point.runtime)
-    if reason is not None:
-        raise EnvironmentProblem(f"--for {point}: {reason}")
+    check_measured_at(point, TUNED_RUNTIMES, flag="--tune", typed=str(point))
     return TUNED_RUNTIMES[point.runtime]
 
 

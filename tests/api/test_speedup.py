@@ -64,7 +64,7 @@ def test_short_names_of_runtimes_are_known():
 
 
 def test_a_runtime_that_is_not_here_is_an_environment_problem(monkeypatch):
-    monkeypatch.setattr("cofi_deploy.api.speedup_target.availability", lambda _: "no such wheel")
+    monkeypatch.setattr("cofi_deploy.api.runtime_names.availability", lambda _: "no such wheel")
     with pytest.raises(EnvironmentProblem, match="--for openvino@1x8: no such wheel"):
         speedup_point("openvino@1x8")
 
