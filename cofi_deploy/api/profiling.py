@@ -10,13 +10,14 @@ from typing import Any
 from cofi_deploy.api.exporting import RUNTIME_FORMATS, export_if_stale
 from cofi_deploy.api.places import Place, find_model, newest_pair
 from cofi_deploy.artifacts import EXPORTS_ROOT
-from cofi_deploy.errors import EnvironmentProblem
+from cofi_deploy.errors import EnvironmentProblem, RunnerError
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.profile import check_profiled, profiles_for
+from cofi_deploy.serve.profile import check_profiled
 from cofi_deploy.serve.profile_chart import profile_chart
 from cofi_deploy.serve.profile_explanation import explanations_for
+from cofi_deploy.serve.profiles import profiles_for
 from cofi_deploy.serve.runner import availability
 from cofi_deploy.serve.subject import Subject
 
@@ -73,6 +74,7 @@ def profile(
     Raises:
         UsageError: A runtime without a profiler, or a point without a length in tokens.
         EnvironmentProblem: None of the runtimes can be used here.
+        RunnerError: All of them failed.
         CofiDeployError: See errors.py.
     """
     at = OperatingPoint.parse(point)
@@ -85,8 +87,12 @@ def profile(
         raise EnvironmentProblem(f"nothing can be profiled here: {reasons}")
     settings = BenchSettings(runtimes=tuple(usable), points=(at,), threads=threads)
     profiles = profiles_for(subjects, settings)
+    if not profiles.found:
+        raise RunnerError("; ".join(each["reason"] for each in profiles.failed))
     return ProfileResult(
-        profiles=profiles, explanations=explanations_for(profiles), skipped=skipped
+        profiles=profiles.found,
+        explanations=explanations_for(profiles.found),
+        skipped=[*skipped, *profiles.failed],
     )
 
 

@@ -1,21 +1,18 @@
 """Open an artifact in a process of its own: time to load, first inference, peak memory.
 
 A process that has run other models has a warm allocator and their memory; this one has neither.
-Run as ``python -m cofi_deploy.serve.probe`` with one JSON argument; answers one JSON line.
+`own_process` says how it is asked.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from cofi_deploy.errors import RunnerError
+from cofi_deploy.serve import own_process
 from cofi_deploy.serve.inputs import random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.serve.runner import availability, open_runner, runs_elsewhere
@@ -51,31 +48,15 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
         "batch_size": point.batch_size,
         "seq_len": point.seq_len,
     }
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-m", "cofi_deploy.serve.probe", json.dumps(request)],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RunnerError(
-            f"{point} of {str(artifact)!r} took more than {_TIMEOUT_S} s in a process of its own"
-        ) from error
-    if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunnerError(
-            f"{point} of {str(artifact)!r} ended with status {answer.returncode} in a process of "
-            f"its own: {last}"
-        )
-    measured: dict[str, float] = json.loads(answer.stdout.strip().splitlines()[-1])
+    measured: dict[str, float] = own_process.ask(
+        "cofi_deploy.serve.probe", request, f"{point} of {str(artifact)!r}", timeout_s=_TIMEOUT_S
+    )
     return measured
 
 
 def main() -> None:
-    """Answer the request that is the first argument."""
-    request = json.loads(sys.argv[1])
+    """Answer a request."""
+    request = own_process.request()
     # The library is loaded first: no artifact pays for it, whatever it is imported by.
     availability(request["runtime"])
     if request["runtime"] in _LIBRARIES:
@@ -99,7 +80,7 @@ def main() -> None:
             answer["peak_memory_mib"] = of_server
         else:
             answer |= {"peak_memory_mib": peak_memory_mib(), "idle_memory_mib": idle}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    own_process.answer(answer)
 
 
 def peak_memory_mib() -> float:

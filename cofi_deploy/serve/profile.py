@@ -1,7 +1,8 @@
 """Where the time of one inference goes: part by part, against its operations.
 
 In: an artifact and an operating point. Out: `Profile`, whose parts add up to the measured time of
-an unprofiled inference. Next files: `parts.py`, `profile_explanation.py`.
+an unprofiled inference. Profilers are the least travelled part of a runtime, so `profiles.py` runs
+this module as a process of its own. Next files: `parts.py`, `profile_explanation.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,12 +20,11 @@ from cofi_deploy.errors import UsageError
 from cofi_deploy.exports import read_manifest
 from cofi_deploy.kinds import TaskKind, is_per_token
 from cofi_deploy.parts import PARTS, Part, Place, Run
-from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
+from cofi_deploy.serve import own_process
 from cofi_deploy.serve.inputs import Tensors, random_inputs
 from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.serve.profile_peak import peak_gflops
 from cofi_deploy.serve.runner import Runner, RunnerSettings, open_runner
-from cofi_deploy.serve.subject import Subject
 
 # A CUDA provider reports when kernels were launched, not how long they took.
 _MODULES = {
@@ -94,7 +94,6 @@ class Profile:
 
 def profile(
     artifact: Path,
-    arch: Arch,
     point: OperatingPoint,
     *,
     label: str = "model",
@@ -105,7 +104,6 @@ def profile(
 
     Args:
         artifact: An export for ``point.runtime``.
-        arch: Of the exported model.
         point: Runtime, batch and length; precision and threads as in `open_runner`.
         label: Name of the model.
         max_runs: Profiled inferences, and as many unprofiled ones, at the most.
@@ -117,6 +115,8 @@ def profile(
         RunnerError: The runtime does not take the artifact, the precision or the length.
     """
     length = check_profiled(point)
+    manifest = read_manifest(artifact)
+    flops = _flops(manifest.arch, manifest.kind, point.batch_size, length)
     with open_runner(
         artifact, point.runtime, threads=point.threads, precision=point.precision
     ) as runner:
@@ -131,7 +131,6 @@ def profile(
         )
         wall += [_time_ms(call) for _ in range(count)]
         wall_ms = statistics.median(wall)
-        flops = _flops(arch, read_manifest(artifact).kind, point.batch_size, length)
         parts, unfolded_ms, scale = parts_of(runs, wall_ms, flops)
         return Profile(
             model=label,
@@ -147,40 +146,6 @@ def profile(
             scale=scale,
             parts=parts,
         )
-
-
-def profiles_for(subjects: Sequence[Subject], settings: BenchSettings) -> list[dict[str, Any]]:
-    """Profiles of all subjects, at the first point of each runtime that has a length in tokens.
-
-    Runtimes that cannot be used here or have no profiler are left out, and those without a point
-    too.
-
-    Returns:
-        `Profile.to_json` of each subject, runtime by runtime.
-
-    Raises:
-        UsageError: A runtime is unknown.
-        RunnerError: A runtime failed on an artifact.
-    """
-    usable, _ = usable_runtimes(subjects, settings.runtimes)
-    found: list[dict[str, Any]] = []
-    for runtime in usable:
-        point = first_point(settings.points, runtime)
-        if runtime not in _MODULES or point is None:
-            continue
-        at = replace(point, threads=settings.threads, precision=settings.precision)
-        found.extend(
-            profile(subject.artifacts[runtime], subject.arch(), at, label=subject.label).to_json()
-            for subject in subjects
-        )
-    return found
-
-
-def first_point(points: Sequence[OperatingPoint], runtime: str) -> OperatingPoint | None:
-    """The first point with a length in tokens that is meant for the runtime."""
-    meant = (point for point in points if point.runtime in {"", runtime})
-    found = next((point for point in meant if isinstance(point.seq_len, int)), None)
-    return None if found is None else replace(found, runtime=runtime)
 
 
 def parts_of(
@@ -230,6 +195,18 @@ def check_profiled(point: OperatingPoint) -> int:
     return point.seq_len
 
 
+def main() -> None:
+    """Answer a request: profiles of several artifacts at one point, in their order."""
+    request = own_process.request()
+    point = OperatingPoint(**request["point"])
+    own_process.answer(
+        [
+            profile(Path(artifact), point, label=label).to_json()
+            for label, artifact in request["artifacts"]
+        ]
+    )
+
+
 def _order(place: Place) -> tuple[int, int, int]:
     """As the data flows: embedding and its LayerNorm, the layers, the head, the rest."""
     rank = PARTS.index(place.part)
@@ -264,3 +241,7 @@ def _time_ms(call: Callable[[], None]) -> float:
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
+
+
+if __name__ == "__main__":
+    main()

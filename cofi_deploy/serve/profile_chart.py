@@ -51,7 +51,7 @@ def profile_chart(profiles: Sequence[Profile], *, name: str = "profile") -> str:
     its own parts can be compared, too.
 
     Args:
-        profiles: As `profile.profiles_for` gives them.
+        profiles: As `profiles.profiles_for` gives them.
         name: Prefix of the ids in the picture; must differ between pictures on one page.
     """
     drawn = list(_drawn(profiles))

@@ -178,7 +178,8 @@ class OpenVinoSession:
         self._compiled: openvino.CompiledModel | None = compiled
         # A request serves one caller; each waiting one takes an idle request, or makes its own.
         self._idle = [compiled.create_infer_request()]
-        self._outputs = {item.any_name: item for item in compiled.outputs}
+        # Names, not ports: a port that outlives its model is one more thing that must go in order.
+        self._outputs = tuple(item.any_name for item in compiled.outputs)
         self.precision = precision
         self.limits = limits
 
@@ -196,7 +197,7 @@ class OpenVinoSession:
         request = self._take_request(self._compiled)
         try:
             results = request.infer(dict(inputs), share_inputs=True)
-            return {name: results[port].copy() for name, port in self._outputs.items()}
+            return {name: results[index].copy() for index, name in enumerate(self._outputs)}
         finally:
             self._idle.append(request)
 
@@ -207,7 +208,6 @@ class OpenVinoSession:
             return compiled.create_infer_request()
 
     def close(self) -> None:
-        """Drop the requests, and the model with them."""
-        self._compiled = None
+        """Drop the requests, then the model that they are of."""
         self._idle.clear()
-        self._outputs = {}
+        self._compiled = None

@@ -21,8 +21,8 @@ from cofi_deploy.serve.bench import BenchSettings, bench
 from cofi_deploy.serve.curves import read_metrics
 from cofi_deploy.serve.diagnosis import explain, screen, slower_models
 from cofi_deploy.serve.fault import Diagnosis, Texts
-from cofi_deploy.serve.profile import profiles_for
 from cofi_deploy.serve.profile_explanation import explanations_for
+from cofi_deploy.serve.profiles import profiles_for
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
@@ -131,12 +131,17 @@ def verify(
         "skipped": timed.skipped,
         "conditions": timed.conditions,
         "diagnoses": [dataclasses.asdict(diagnosis) for diagnosis in diagnoses],
-        "notes": [*(each.sentence for each in diagnoses), *accuracy.notes, *timed.notes],
+        "notes": [
+            *(each.sentence for each in diagnoses),
+            *accuracy.notes,
+            *timed.notes,
+            *(each["reason"] for each in profiles.failed),
+        ],
         "comparisons": accuracy.comparisons,
         "structures": {subject.label: subject.arch().to_json() for subject in subjects},
         "sizes": _sizes(subjects),
-        "profiles": profiles,
-        "explanations": explanations_for(profiles),
+        "profiles": profiles.found,
+        "explanations": explanations_for(profiles.found),
         "train_command": settings.train_command,
         "latency_samples": timed.samples,
     }

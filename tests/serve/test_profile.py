@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from cofi_deploy.openvino_core import openvino_core
 from cofi_deploy.parts import Place
 from cofi_deploy.serve import profile as profiling
 from cofi_deploy.serve.latency import OperatingPoint
-from cofi_deploy.serve.profile import parts_of, profile, profiles_for
+from cofi_deploy.serve.profile import parts_of, profile
 from cofi_deploy.serve.profile_explanation import explanations_for
 from cofi_deploy.serve.profile_peak import peak_gflops
+from cofi_deploy.serve.profiles import profiles_for
 from cofi_deploy.serve.runner import availability
 from tests.families import dense_arch_of
 from tests.serve.conftest import make_tokenizer, vocabulary
@@ -112,7 +114,7 @@ def check(found, arch):
 @pytest.mark.parametrize("changes", [{}, ELECTRA, ROBERTA], ids=["bert", "electra", "roberta"])
 def test_every_kept_part_appears_and_no_other(runtime, changes, write_artifact):
     artifact, arch = write_artifact(runtime, **changes)
-    found = profile(artifact, arch, point(runtime), max_runs=5)
+    found = profile(artifact, point(runtime), max_runs=5)
     check(found, arch)
     assert (found.runtime, found.threads, found.batch_size, found.seq_len) == (runtime, 1, 2, 16)
     assert found.peak_gflops > 0
@@ -125,7 +127,7 @@ def test_graphs_of_other_numbers_fold_too(runtime, precision, write_artifact):
         if "BF16" not in capabilities:
             pytest.skip("this processor has no bf16")
     artifact, arch = write_artifact(runtime, precision=precision)
-    found = profile(artifact, arch, point(runtime), max_runs=5)
+    found = profile(artifact, point(runtime), max_runs=5)
     check(found, arch)
     assert found.precision == precision
 
@@ -142,7 +144,7 @@ def test_any_structure_folds(runtime, seed, write_artifact):
         LayerArch(heads=draw(WIDE.heads), ffn=draw(2) * draw(32)) for _ in range(WIDE.layers)
     )
     artifact, arch = write_artifact(runtime, layers, hidden=1 + draw(WIDE.hidden - 1))
-    check(profile(artifact, arch, point(runtime), max_runs=5), arch)
+    check(profile(artifact, point(runtime), max_runs=5), arch)
 
 
 @pytest.mark.parametrize("family", ["distilbert", "xlm-roberta"])
@@ -158,7 +160,7 @@ def test_a_static_openvino_graph_is_profiled_in_its_pieces(subjects, tmp_path):
         subjects["pruned"].artifacts["torch"], tmp_path / "static", shape=(2, 16)
     )
     arch = subjects["pruned"].arch()
-    check(profile(directory, arch, point("openvino", batch=3, length=12), max_runs=5), arch)
+    check(profile(directory, point("openvino", batch=3, length=12), max_runs=5), arch)
 
 
 @given(
@@ -195,7 +197,9 @@ def test_operations_that_took_longer_than_the_wall_are_scaled():
 
 def test_verify_gets_profiles_and_explanations_in_the_agreed_form(subjects, quick):
     settings = quick("torch", "onnxruntime-cpu", points=("1xtask", "2x8", "4x8"))
-    found = profiles_for(list(subjects.values()), settings)
+    profiles = profiles_for(list(subjects.values()), settings)
+    assert profiles.failed == []
+    found = profiles.found
     assert [(each["model"], each["runtime"], each["batch_size"]) for each in found] == [
         ("dense", "onnxruntime-cpu", 2),
         ("pruned", "onnxruntime-cpu", 2),
@@ -208,6 +212,20 @@ def test_verify_gets_profiles_and_explanations_in_the_agreed_form(subjects, quic
     assert explained["speedup"] == found[0]["wall_ms"] / found[1]["wall_ms"]
 
 
+def test_a_profile_that_fails_leaves_those_of_other_runtimes(subjects, quick, tmp_path):
+    broken = replace(
+        subjects["pruned"], artifacts={**subjects["pruned"].artifacts, "openvino": tmp_path}
+    )
+    profiles = profiles_for([broken], quick("onnxruntime-cpu", "openvino", points=("2x8",)))
+    assert [each["runtime"] for each in profiles.found] == ["onnxruntime-cpu"]
+    (failed,) = profiles.failed
+    assert failed["runtime"] == "openvino"
+    assert failed["reason"].startswith(
+        "the profile of openvino@2x8 ended with status 1 in a process of its own: "
+    )
+    assert "holds no export.json" in failed["reason"]
+
+
 @pytest.mark.parametrize("name", ["torch", "triton", "onnxruntime-cuda"])
 def test_a_runtime_without_a_profiler_is_refused(name, subjects):
     words = (
@@ -216,7 +234,7 @@ def test_a_runtime_without_a_profiler_is_refused(name, subjects):
     )
     subject = subjects["dense"]
     with pytest.raises(UsageError, match=re.escape(words)):
-        profile(subject.artifacts["torch"], subject.arch(), point(name))
+        profile(subject.artifacts["torch"], point(name))
 
 
 def test_task_lengths_are_refused(subjects):
@@ -224,7 +242,6 @@ def test_task_lengths_are_refused(subjects):
     with pytest.raises(UsageError, match="2xtask has no one length to count operations at"):
         profile(
             subject.artifacts["onnxruntime-cpu"],
-            subject.arch(),
             point("onnxruntime-cpu", length="task"),
         )
 

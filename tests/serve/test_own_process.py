@@ -1,0 +1,26 @@
+"""What a process that measures may do to the one that asked it: answer, or die alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from cofi_deploy.errors import RunnerError
+from cofi_deploy.serve import own_process
+
+DYING = "tests.serve.dying"
+
+
+def test_the_answer_comes_back():
+    request = {"name": "a b\n'\"\u00e9", "numbers": [1, 2.5, None]}
+    assert own_process.ask(DYING, request, "it", timeout_s=60) == request
+
+
+def test_a_crash_in_native_code_is_told_by_the_name_of_its_signal():
+    words = "^the profile was ended by SIGSEGV in a process of its own"
+    with pytest.raises(RunnerError, match=words):
+        own_process.ask(DYING, {"signal": "SIGSEGV"}, "the profile", timeout_s=60)
+
+
+def test_a_module_that_is_not_there_is_told_with_its_last_line():
+    with pytest.raises(RunnerError, match=r"it ended with status 1 .*No module named"):
+        own_process.ask("tests.serve.nothing", {}, "it", timeout_s=60)
