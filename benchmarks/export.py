@@ -155,8 +155,7 @@ def floor_of(directory: Path, shape: tuple[int, int], threads: int) -> Row:
     """``floor_ms`` in this precision, and the milliseconds of each part that fill the rest."""
     runtime = RUNTIMES[read_json(directory / "export.json")["format"]]
     point = OperatingPoint(batch_size=shape[0], seq_len=shape[1], runtime=runtime, threads=threads)
-    arch = Subject(label="model", artifacts={runtime: directory}).arch()
-    got = profile(directory, arch, point, label="model", max_runs=20, max_seconds=2.0)
+    got = profile(directory, point, max_runs=20, max_seconds=2.0)
     flops = sum(part.flops for part in got.parts)
     parts: dict[str, float] = {}
     for part in got.parts:
