@@ -38,6 +38,7 @@ def test_the_package_imports_no_framework():
     assert not loaded & {"torch", "transformers", "numpy", "onnxruntime", "datasets", "onnx"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
@@ -52,6 +53,7 @@ def test_auto_classes_open_our_models_in_every_import_order(model_dir, imports):
     assert run(program, model_dir) == "CofiForSequenceClassification"
 
 
+@pytest.mark.slow
 def test_a_pipeline_opens_our_models_by_path(model_dir):
     program = (
         "import sys, cofi_deploy; from transformers import pipeline; "

@@ -158,7 +158,7 @@ def test_an_unknown_precision_names_what_is_allowed(write_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", TASK_KINDS)
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_fixed_shape_pads_what_is_smaller_and_splits_what_is_larger(
     kind, precision, write_model, random_inputs, tmp_path
 ):
@@ -210,6 +210,7 @@ def test_a_static_graph_that_answers_otherwise_is_refused(write_model, tmp_path,
         export_openvino(write_model(), tmp_path / "fixed", shape=(2, 16))
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_no_segmentation_fault_behind_graphs_that_go_in_any_order(write_model, tmp_path):
     export_openvino(write_model(), tmp_path / "any")
     export_openvino(write_model(), tmp_path / "one", shape=(2, 16))

@@ -99,6 +99,7 @@ def test_openvino_stores_weights_beyond_fp16_without_a_loss(write_model, tmp_pat
     assert parity.max_abs_logit_diff < 5e-2
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_which_layer_stays_fp32(planted, text, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(first for first, _ in text.texts), encoding="utf-8")

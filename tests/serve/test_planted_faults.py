@@ -300,6 +300,7 @@ def test_a_model_that_learnt_other_labels_is_told_from_a_bad_one(
     assert checked(subjects["pruned"], on=answered_task).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [("squad", "question-answering"), ("stsb", "text-regression")]
 )
