@@ -159,7 +159,7 @@ def inspect(
         structure_svg,
     )
     from cofi_deploy.api.places import find_model
-    from cofi_deploy.artifacts import write_bytes
+    from cofi_deploy.atomic import write_bytes
 
     given = (model,) if other is None else (model, other)
     inspect_export.check_alone(*given)

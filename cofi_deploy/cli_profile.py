@@ -41,7 +41,8 @@ def profile(models: tuple[Path, ...], output: Path | None, svg: Path | None, **f
     from rich.console import Console
 
     from cofi_deploy.api import profiling
-    from cofi_deploy.artifacts import write_bytes, write_json
+    from cofi_deploy.artifacts import write_json
+    from cofi_deploy.atomic import write_bytes
     from cofi_deploy.serve.profile_table import render
 
     result = profiling.profile(

@@ -1,12 +1,12 @@
 """Settings of `train`: flags over a TOML file over a recipe, every problem reported at once.
 
-They end at `api.train`: what lies below takes the resolved, frozen `TrainSettings`.
+They end at `api.train`: what lies below takes the resolved, frozen `TrainSettings`. Next file:
+`config_checks.py`, which values and combinations are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cofi_deploy.artifacts import read_toml
+from cofi_deploy.config_checks import BUDGETS, problems_of
 from cofi_deploy.errors import ConfigError, did_you_mean
 from cofi_deploy.masks import FAMILIES
 from cofi_deploy.targets import Target
@@ -102,7 +103,7 @@ class TrainSettings:
         Raises:
             ConfigError: Lists every problem found.
         """
-        problems = list(_problems(self))
+        problems = list(problems_of(vars(self)))
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -215,7 +216,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """``above`` wins; a budget also over a budget of another kind."""
     lost = {"sparsities": {"speedups", "speedup_for"}, "speedups": {"sparsities"}}
-    dropped = {key for budget in _BUDGETS if budget in above for key in lost[budget]}
+    dropped = {key for budget in BUDGETS if budget in above for key in lost[budget]}
     return {**{key: value for key, value in below.items() if key not in dropped}, **above}
 
 
@@ -298,83 +299,3 @@ def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"a list of {typing.get_args(hint)[0].__name__}"
     return str(hint.__name__)
-
-
-_POSITIVE = (
-    "batch_size",
-    "teacher_lr",
-    "student_lr",
-    "finetune_lr",
-    "temperature",
-    "max_grad_norm",
-    "teacher_layers",
-    "evaluations",
-)
-_NOT_NEGATIVE = (
-    "max_length",
-    "teacher_epochs",
-    "distill_epochs",
-    "warmup_epochs",
-    "prune_epochs",
-    "finetune_epochs",
-    "gate_lr",
-    "multiplier_lr",
-    "weight_decay",
-    "prediction_weight",
-    "layer_weight",
-    "label_weight",
-    "cache_gib",
-    "checkpoint_seconds",
-    "train_limit",
-    "validation_limit",
-)
-_BUDGETS = ("sparsities", "speedups")
-_FRACTIONS = ("lr_warmup", "dropout", "teacher_dropout")
-_MAX_SEED = 2**32 - 1  # numpy's
-
-
-def _problems(settings: TrainSettings) -> typing.Iterator[str]:
-    yield from _number_problems(settings)
-    yield from _budget_problems(settings)
-    if not settings.mask_families:
-        yield f"mask_families is empty, allowed: one or more of {', '.join(FAMILIES)}"
-    for name in settings.mask_families:
-        if name not in FAMILIES:
-            yield f"unknown mask family {name!r}, {did_you_mean(name, FAMILIES)}"
-    if settings.prediction_weight + settings.layer_weight + settings.label_weight <= 0:
-        yield "prediction_weight, layer_weight and label_weight are all 0: nothing to learn from"
-    if settings.warmup_epochs + settings.prune_epochs <= 0:
-        yield "warmup_epochs and prune_epochs are both 0: nothing would be pruned"
-
-
-def _budget_problems(settings: TrainSettings) -> typing.Iterator[str]:
-    for name in _BUDGETS:
-        values = list(getattr(settings, name))
-        if values != sorted(set(values)):
-            yield f"{name} is {values}, expected ascending without repeats"
-    sparsities, speedups = list(settings.sparsities), list(settings.speedups)
-    if sparsities and speedups:
-        yield f"sparsities is {sparsities} and speedups is {speedups}, allowed: one of them"
-    if (not sparsities and not speedups) or any(not 0 < value < 1 for value in sparsities):
-        yield f"sparsities is {sparsities}, allowed: one or more between 0 and 1"
-    if any(not 1 < value < math.inf for value in speedups):
-        yield f"speedups is {speedups}, allowed: numbers above 1, such as 10"
-    if bool(speedups) != bool(settings.speedup_for):
-        yield (
-            f"speedups is {speedups} and speedup_for is {settings.speedup_for!r}, allowed: both, "
-            "such as --speedup 10 --for onnxruntime-cpu@1x128, or neither"
-        )
-
-
-def _number_problems(settings: TrainSettings) -> typing.Iterator[str]:
-    for name, value in vars(settings).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{name} is {value!r}, allowed: a finite number"
-        elif name in _POSITIVE and not value > 0:
-            yield f"{name} is {value!r}, allowed: above 0"
-        elif name in _NOT_NEGATIVE and not value >= 0:
-            yield f"{name} is {value!r}, allowed: 0 or more"
-        elif name in _FRACTIONS and not 0 <= value < 1:
-            yield f"{name} is {value!r}, allowed: 0 up to but not 1"
-        elif name == "seed" and not 0 <= value <= _MAX_SEED:
-            yield f"seed is {value!r}, allowed: 0 to {_MAX_SEED}"

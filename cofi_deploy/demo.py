@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cofi_deploy import api
-from cofi_deploy.artifacts import read_json, size_bytes, write_bytes
+from cofi_deploy.artifacts import read_json, size_bytes
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.errors import MissingDependencyError, UsageError
 from cofi_deploy.serve.verify import VerifyResult
 

@@ -1,7 +1,7 @@
 """Token ids to the states that the first layer reads, for every family and under masks.
 
 Word + position + token type, LayerNorm, and for ELECTRA a map into the residual stream; which of
-these there are, the `Arch` says. Next file: `model.py`.
+these there are, the `Arch` says. Next file: `encoder.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.artifacts import (
-    atomic_directory,
     check_checksums,
     check_model_directory,
     checksums,
@@ -22,6 +21,7 @@ from cofi_deploy.artifacts import (
     sha256_file,
     write_json,
 )
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import (
     ArtifactError,
     CheckpointError,

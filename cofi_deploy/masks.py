@@ -1,6 +1,6 @@
 """`Masks`: one value in [0, 1] for everything that can be pruned; zero means gone.
 
-Gates (train/gates.py) sample them or fix them, the model (model.py) computes under them, and
+Gates (train/gates.py) sample them or fix them, the model (encoder.py) computes under them, and
 `train/cut.py` folds them into the weights for good.
 """
 

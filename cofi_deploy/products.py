@@ -3,7 +3,7 @@
 Under masks nearly every step has other widths, and oneDNN compiles a kernel for each new shape,
 which takes longer than the product itself; odd widths are also multiplied at half the speed
 (benchmarks/train_throughput.py). So weights and states are widened with zeros to the next multiple
-while they are converted to bf16, which they are anyway. Zeros change no sum. Used by `model.py`.
+while they are converted to bf16, which they are anyway. Zeros change no sum. Used by `encoder.py`.
 """
 
 from __future__ import annotations

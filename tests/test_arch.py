@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch, layer_parameters
+from cofi_deploy.encoder import Attention, FeedForward
 from cofi_deploy.errors import CheckpointError
-from cofi_deploy.model import Attention, CofiConfig, FeedForward, build
+from cofi_deploy.model import CofiConfig, build
 from tests.builders import BERT_BASE, SMALL, dense_arch
 
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.artifacts import read_json, write_bytes, write_json
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
 from cofi_deploy.results import result_document
 from cofi_deploy.serve.comparison import IDENTITY, Comparison

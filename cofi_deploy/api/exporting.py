@@ -27,7 +27,7 @@ from cofi_deploy.api.tuning import TuningRequest
 from cofi_deploy.api.tuning import tune as tuned
 from cofi_deploy.api.tuning_flags import check_tuned, may_fix_shape, tuning_target
 from cofi_deploy.api.versions import add_to_repository
-from cofi_deploy.artifacts import atomic_directory
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ArtifactError, UsageError, did_you_mean
 from cofi_deploy.export.calibration import (
     CalibrationText,

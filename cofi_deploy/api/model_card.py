@@ -20,7 +20,8 @@ from cofi_deploy.api.card_costs import Costs
 from cofi_deploy.api.card_metadata import card_data, data_set, hub_id, metrics_of
 from cofi_deploy.api.card_verified import Verified, read_verified, verified_model
 from cofi_deploy.arch import Arch
-from cofi_deploy.artifacts import read_json, write_bytes
+from cofi_deploy.artifacts import read_json
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.errors import CofiDeployError
 from cofi_deploy.family_tables import FAMILIES
 from cofi_deploy.kinds import TaskKind

@@ -15,7 +15,8 @@ from cofi_deploy.api.places import check_new_run, run_to_resume
 from cofi_deploy.api.run_task import TaskArguments, run_entry, task_of_run
 from cofi_deploy.api.speedup import Subject, speedup_budget, table_for, write_table
 from cofi_deploy.api.speedup_target import speedup_point
-from cofi_deploy.artifacts import RUNS_ROOT, lock_directory, read_json, write_json
+from cofi_deploy.artifacts import RUNS_ROOT, read_json, write_json
+from cofi_deploy.atomic import lock_directory
 from cofi_deploy.config import TrainSettings, resolve_settings
 from cofi_deploy.errors import HubUnreachableError, UsageError
 from cofi_deploy.hub import DEFAULT_MODEL

@@ -16,12 +16,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from cofi_deploy.arch import Arch
+from cofi_deploy.encoder import MASKED_SCORE
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export.graph_builder import GraphBuilder, Pick
 from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.export.quantized import Array
 from cofi_deploy.kinds import INPUT_NAMES, TaskKind, is_per_token, output_names
-from cofi_deploy.model import MASKED_SCORE, CofiPreTrainedModel
+from cofi_deploy.model import CofiPreTrainedModel
 
 BATCH = "batch"
 SEQUENCE = "sequence"

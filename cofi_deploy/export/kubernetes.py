@@ -16,14 +16,8 @@ from pathlib import Path
 
 import jinja2
 
-from cofi_deploy.artifacts import (
-    atomic_directory,
-    check_checksums,
-    checksums,
-    read_json,
-    size_bytes,
-    write_json,
-)
+from cofi_deploy.artifacts import check_checksums, checksums, read_json, size_bytes, write_json
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ArtifactError, RepositoryError
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.exports import MANIFEST

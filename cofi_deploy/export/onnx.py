@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 
 from cofi_deploy.arch import Arch
-from cofi_deploy.artifacts import atomic_directory
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export.calibration import (
     CalibrationText,

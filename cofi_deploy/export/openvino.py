@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cofi_deploy.artifacts import atomic_directory
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ConfigError, EnvironmentProblem, ExportError, MissingDependencyError
 from cofi_deploy.export.calibration import CalibrationText, calibration_rows
 from cofi_deploy.export.lossy import choose_numerics

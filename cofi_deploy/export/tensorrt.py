@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cofi_deploy.artifacts import atomic_directory, read_json, sha256_file, write_bytes, write_json
+from cofi_deploy.artifacts import read_json, sha256_file, write_json
+from cofi_deploy.atomic import atomic_directory, write_bytes
 from cofi_deploy.engines import (
     ENGINE_FILE,
     PLAN_FILE,

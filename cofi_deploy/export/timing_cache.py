@@ -13,7 +13,7 @@ import logging
 import re
 from pathlib import Path
 
-from cofi_deploy.artifacts import write_bytes
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.caches import cache_root
 from cofi_deploy.engines import CudaDevice, Flavour
 from cofi_deploy.errors import EnvironmentProblem

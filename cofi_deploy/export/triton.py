@@ -22,7 +22,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from cofi_deploy.artifacts import atomic_directory
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ConfigError, RepositoryError, did_you_mean
 from cofi_deploy.export.manifest import Source, write_manifest
 from cofi_deploy.export.parity import warmup_inputs

@@ -19,7 +19,8 @@ from typing import Any
 from google.protobuf import text_format
 from tokenizers import Tokenizer
 
-from cofi_deploy.artifacts import write_bytes, write_json
+from cofi_deploy.artifacts import write_json
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.export.manifest import Source
 from cofi_deploy.export.triton_config import TritonOptions, output_dims
 from cofi_deploy.kinds import INPUT_NAMES, TaskKind, output_names

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.artifacts import atomic_directory, lock_directory, size_bytes, sweep_leftovers
+from cofi_deploy.artifacts import size_bytes
+from cofi_deploy.atomic import atomic_directory, lock_directory, sweep_leftovers
 from cofi_deploy.errors import EnvironmentProblem, RepositoryError, UsageError, did_you_mean
 from cofi_deploy.export.triton_interface import check_same_interface
 from cofi_deploy.exports import MANIFEST, check_export, read_manifest

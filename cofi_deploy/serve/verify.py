@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofi_deploy.artifacts import write_bytes, write_json
+from cofi_deploy.artifacts import write_json
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.errors import UsageError
 from cofi_deploy.inspect_model import describe
 from cofi_deploy.loading import load_tokenizer

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cofi_deploy.artifacts import atomic_directory, read_json, sha256_file, write_json
+from cofi_deploy.artifacts import read_json, sha256_file, write_json
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.loading import write_tensors
 

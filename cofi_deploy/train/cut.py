@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cofi_deploy.embeddings import Embeddings
+from cofi_deploy.encoder import Attention, FeedForward
 from cofi_deploy.errors import CheckpointError
 from cofi_deploy.folding import (
     AttentionWeights,
@@ -26,7 +27,7 @@ from cofi_deploy.folding import (
     slice_columns,
 )
 from cofi_deploy.masks import Masks
-from cofi_deploy.model import Attention, CofiConfig, CofiPreTrainedModel, FeedForward, build
+from cofi_deploy.model import CofiConfig, CofiPreTrainedModel, build
 
 
 def cut(model: CofiPreTrainedModel, masks: Masks) -> CofiPreTrainedModel:

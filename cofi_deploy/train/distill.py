@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cofi_deploy import products
+from cofi_deploy.encoder import MASKED_SCORE
 from cofi_deploy.folding import Kept, slice_columns
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
-from cofi_deploy.model import MASKED_SCORE
 from cofi_deploy.train.processes import add_up
 
 LayerMatching = Literal["free", "monotonic", "fixed"]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cofi_deploy.encoder import EncoderOutput
 from cofi_deploy.folding import Kept
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.masks import Masks
-from cofi_deploy.model import CofiPreTrainedModel, EncoderOutput
+from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.train.batches import Batch
 from cofi_deploy.train.distill import (
     LayerMatching,

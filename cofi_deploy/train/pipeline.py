@@ -14,17 +14,19 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from cofi_deploy.artifacts import read_json, sha256_file, sweep_leftovers, write_json
+from cofi_deploy.artifacts import read_json, sha256_file, write_json
+from cofi_deploy.atomic import sweep_leftovers
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import WEIGHTS, load, load_dense, read_dense_arch, save_compact, save_dense
 from cofi_deploy.masks import Masks
 from cofi_deploy.targets import Target
-from cofi_deploy.tasks import EncodedSplit, Task
+from cofi_deploy.tasks import Task
 from cofi_deploy.train.alignment import aligned_masks, kept_widths
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.checks import check_budget, check_encoded, check_shares, checked_teacher
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.evaluate import evaluate
+from cofi_deploy.train.final_report import final_report
 from cofi_deploy.train.handover import read_cut, write_cut
 from cofi_deploy.train.latency_table import LatencyCost
 from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
@@ -144,7 +146,7 @@ class Pipeline:
             self._teacher_stage(runner)
             if not runner.are_done([finetune_name(each) for each in self.settings.targets]):
                 self._student_stages(runner)
-            report = on_main(lambda: self._final_report(progress))
+            report = on_main(lambda: self._report(progress))
         if is_main():
             for name in ("checkpoint", "cache", "cut"):
                 shutil.rmtree(self.run / name, ignore_errors=True)
@@ -272,10 +274,6 @@ class Pipeline:
         document.setdefault(what, {})[target.name] = facts
         write_json(self.run / "run.json", document)
 
-    def _latency_of(self, target: Target) -> dict[str, Any]:
-        found = read_json(self.run / "run.json").get("latency", {}).get(target.name)
-        return {} if found is None else {"latency": found}
-
     def _alignment(self, student: Student, target: Target, masks: Masks) -> dict[str, Any]:
         """Sizes and accuracy of the cut without and with it, before fine-tuning."""
         cost = self.setup.cost(student.gates)
@@ -322,34 +320,13 @@ class Pipeline:
         on_main(lambda: save_compact(model, self.tokenizer, self.model_directory(target)))
         on_main(lambda: runner.mark_done(name))
 
-    def _final_report(self, progress: RunProgress) -> dict[str, Any]:
-        """Score teacher and models on the validation split, which nothing has looked at so far."""
+    def _report(self, progress: RunProgress) -> dict[str, Any]:
         progress.say("scoring on the validation split")
         limit = self.settings.validation_limit or None
         encoded = self.task.encode("validation", self.tokenizer, limit=limit)
         check_encoded(encoded, self.arch, self.model)
-        report: dict[str, Any] = {"metric_name": self.task.metric_name, "examples": len(encoded)}
-        report["teacher"] = self._scores(self.run / "teacher", encoded)
-        report["models"] = [
-            {
-                **target.keys,
-                **self._latency_of(target),
-                "directory": self.model_directory(target).relative_to(self.run).as_posix(),
-                **self._scores(self.model_directory(target), encoded),
-            }
-            for target in self.settings.targets
-        ]
-        return report
-
-    def _scores(self, directory: Path, encoded: EncodedSplit) -> dict[str, Any]:
-        interruption.stop_if_asked()
-        model = self.numerics.place(load(directory))
-        return {
-            **evaluate(model, self.task, encoded),
-            "realized_sparsity": model.arch.sparsity,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "encoder_parameters": model.arch.prunable_parameters,
-        }
+        models = {target: self.model_directory(target) for target in self.settings.targets}
+        return final_report(self.run, models, self.task, encoded, self.numerics)
 
 
 class _PruningStep(NamedTuple):

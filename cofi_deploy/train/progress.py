@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from cofi_deploy.artifacts import write_bytes
+from cofi_deploy.atomic import write_bytes
 from cofi_deploy.errors import EnvironmentProblem
 
 _PLAIN_INTERVAL_S = 15.0

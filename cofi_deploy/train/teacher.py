@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cofi_deploy.artifacts import atomic_directory, read_json, write_json
+from cofi_deploy.artifacts import read_json, write_json
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import ArtifactError
 from cofi_deploy.kinds import is_per_token, output_names
 from cofi_deploy.model import CofiPreTrainedModel

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cofi_deploy.artifacts import atomic_directory
+from cofi_deploy.atomic import atomic_directory
 from cofi_deploy.errors import RepositoryError, UsageError
 from cofi_deploy.export.kubernetes import PACKAGES, pod_size, resource_name, write_kubernetes
 from cofi_deploy.export.triton_config import TritonOptions

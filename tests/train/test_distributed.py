@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cofi_deploy.artifacts import lock_directory, read_json
+from cofi_deploy.artifacts import read_json
+from cofi_deploy.atomic import lock_directory
 from cofi_deploy.errors import ConfigError, UsageError
 from cofi_deploy.kinds import TASK_KINDS
 from cofi_deploy.loading import load

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 
 from cofi_deploy.arch import DenseShape
+from cofi_deploy.encoder import Attention, FeedForward
 from cofi_deploy.errors import BudgetError
 from cofi_deploy.masks import FAMILIES, Masks, mask_shapes
-from cofi_deploy.model import Attention, CofiPreTrainedModel, FeedForward
+from cofi_deploy.model import CofiPreTrainedModel
 from cofi_deploy.train.cut import cut
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.sparsity import (
