@@ -33,7 +33,10 @@ def profiled_runs(
     shape = static_shape(compiled)
     pieces = [dict(inputs)] if shape is None else list(shape.padded(inputs))
     request = compiled.create_infer_request()
-    return [_run(request, pieces, places) for _ in range(warmup + runs)][warmup:]
+    try:
+        return [_run(request, pieces, places) for _ in range(warmup + runs)][warmup:]
+    finally:
+        del request  # before the model that it is of
 
 
 def _run(request: Any, pieces: list[dict[str, Any]], places: dict[str, Place | None]) -> Run:

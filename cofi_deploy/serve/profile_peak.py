@@ -6,9 +6,10 @@ the runtime itself. The fastest of several runs and sizes counts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,10 @@ def peak_gflops(
         return None
     best = 0.0
     for size in sizes:
-        call = _OPENERS[runtime](_graph(size, precision, runtime), precision, threads)
         x = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-        call(x)
-        seconds = min(_seconds(call, x) for _ in range(_RUNS))
+        with _OPENERS[runtime](_graph(size, precision, runtime), precision, threads) as call:
+            call(x)
+            seconds = min(_seconds(call, x) for _ in range(_RUNS))
         best = max(best, 2.0 * size**3 / seconds / 1e9)
     return best
 
@@ -103,7 +104,8 @@ def _int8_product(weights: Array) -> tuple[list[onnx.NodeProto], list[tuple[str,
     return nodes, constants
 
 
-def _open_onnxruntime(model: bytes, _: str, threads: int) -> Callable[[Array], object]:
+@contextlib.contextmanager
+def _open_onnxruntime(model: bytes, _: str, threads: int) -> Iterator[Callable[[Array], object]]:
     import onnxruntime as ort  # noqa: PLC0415 - only where it is profiled
 
     from cofi_deploy.serve.runner_onnxruntime import session_options  # noqa: PLC0415
@@ -111,10 +113,13 @@ def _open_onnxruntime(model: bytes, _: str, threads: int) -> Callable[[Array], o
     session = ort.InferenceSession(
         model, session_options(threads), providers=["CPUExecutionProvider"]
     )
-    return lambda x: session.run(None, {"x": x})
+    yield lambda x: session.run(None, {"x": x})
 
 
-def _open_openvino(model: bytes, precision: str, threads: int) -> Callable[[Array], object]:
+@contextlib.contextmanager
+def _open_openvino(
+    model: bytes, precision: str, threads: int
+) -> Iterator[Callable[[Array], object]]:
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -123,8 +128,11 @@ def _open_openvino(model: bytes, precision: str, threads: int) -> Callable[[Arra
     }
     core = openvino_core()
     compiled = core.compile_model(core.read_model(model=model), "CPU", config)
-    request = compiled.create_infer_request()
-    return lambda x: request.infer({"x": x}, share_inputs=True)
+    requests = [compiled.create_infer_request()]
+    try:
+        yield lambda x: requests[0].infer({"x": x}, share_inputs=True)
+    finally:
+        requests.clear()  # before the model that it is of
 
 
 _OPENERS = {"onnxruntime-cpu": _open_onnxruntime, "openvino": _open_openvino}

@@ -208,6 +208,9 @@ class OpenVinoSession:
             return compiled.create_infer_request()
 
     def close(self) -> None:
-        """Drop the requests, then the model that they are of."""
+        """Drop the requests, then the model that they are of.
+
+        The other way round, the model would be taken down by its own last request.
+        """
         self._idle.clear()
         self._compiled = None
