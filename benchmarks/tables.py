@@ -1,8 +1,8 @@
-"""Write the tables of README.md and docs/recipes.md from benchmarks/results/*.json.
+"""Write tables and pictures of README.md and docs/ from benchmarks/results/*.json.
 
 Nobody types a number by hand.
 
-python benchmarks/tables.py            rewrite both between their markers
+python benchmarks/tables.py            rewrite tables between their markers, and the pictures
 python benchmarks/tables.py --check    exit 1 when they are not what the result files say
 """
 
@@ -17,6 +17,7 @@ from ablations_table import ablations_table, family_table
 from accuracy_table import accuracy_table
 from export_table import export_tables
 from paper_table import gpu_tables, paper_tables
+from pictures import pictures
 from triton_table import triton_table
 
 from cofi_deploy.artifacts import read_json
@@ -172,13 +173,15 @@ def _between(text: str, name: str, tables: str) -> str:
 
 def main() -> None:
     """Rewrite, or compare with `--check`."""
-    for document in DOCUMENTS:
-        before = document.read_text(encoding="utf-8")
-        after = rendered(before)
-        if sys.argv[1:] != ["--check"]:
-            document.write_text(after, encoding="utf-8")
+    made = {document: rendered(document.read_text(encoding="utf-8")) for document in DOCUMENTS}
+    for file, after in {**made, **pictures()}.items():
+        before = file.read_text(encoding="utf-8") if file.is_file() else None
+        if sys.argv[1:] == ["--check"]:
+            if before != after:
+                raise SystemExit(f"{file.name} is not what the result files say")
         elif before != after:
-            raise SystemExit(f"{document.name} is not what the result files say")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -21,16 +23,28 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, working on a README and results of its own."""
     module = load_script("tables")
     monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules["pictures"], "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules["pictures"], "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(sys.modules["pictures"], "SHOWN", "mrpc")
     monkeypatch.setattr(module, "DOCUMENTS", (tmp_path / "README.md",))
     (tmp_path / "README.md").write_text(EMPTY, "utf-8")
     return module
 
 
 def rows(model: str, sparsity: float, metric: float, p50: float) -> list[dict[str, Any]]:
-    shared = {"task": "mrpc", "model": model, "realized_sparsity": sparsity, "wall_s": 1530.0}
+    names = {"d": "mrpc-dense"}
+    shared = {"task": "mrpc", "model": names.get(model, model), "wall_s": 1530.0}
+    shared |= {"realized_sparsity": sparsity}
     runtime = {"runtime": "onnxruntime-cpu", "threads": 2}
     made = [
-        {**shared, **runtime, "metric_name": "f1", "metric": metric, "examples": 1408},
+        {
+            **shared,
+            **runtime,
+            "metric_name": "f1",
+            "metric": metric,
+            "metric_dense": 0.8765,
+            "examples": 1408,
+        },
         {**shared, **runtime, "batch_size": 1, "seq_len": 128, "p50_ms": p50},
         {**shared, **runtime, "batch_size": 32, "seq_len": 128, "p50_ms": 20 * p50},
     ]
@@ -49,7 +63,10 @@ def results(tmp_path: Path) -> None:
             "machine": {"cpu": "Some CPU", "cores": 2},
             "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0", "openvino": "2026.4.0"},
             "structures": {
-                "d": {"hidden": 8, "layers": [{"heads": 2, "ffn": 16}, {"heads": 2, "ffn": 16}]},
+                "mrpc-dense": {
+                    "hidden": 8,
+                    "layers": [{"heads": 2, "ffn": 16}, {"heads": 2, "ffn": 16}],
+                },
                 "p": {"hidden": 7, "layers": [{"heads": 1, "ffn": 0}, {"heads": 0, "ffn": 3}]},
             },
             "rows": [*rows("d", 0.0, 0.8765, 13.94), *rows("p", 0.90012, 0.8124, 1.507)],
@@ -102,7 +119,17 @@ def test_machine_and_versions_stand_below_the_tables(tables):
     )
 
 
-@pytest.mark.usefixtures("results")
+@pytest.fixture
+def family(tmp_path: Path, results: None) -> None:
+    """One more pruned model."""
+    file = tmp_path / "results" / "pruning-mrpc.json"
+    document = read_json(file)
+    document["structures"]["q"] = document["structures"]["p"]
+    document["rows"] += rows("q", 0.8, 0.85, 3.0)
+    write_json(file, document)
+
+
+@pytest.mark.usefixtures("family")
 def test_check_tells_an_old_readme_from_a_new_one(tables, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     with pytest.raises(SystemExit) as old:
@@ -115,6 +142,24 @@ def test_check_tells_an_old_readme_from_a_new_one(tables, monkeypatch):
     assert text.endswith("\nafter\n")
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     tables.main()
+    picture = tables.DOCUMENTS[0].parent / "images" / "mrpc-1x128.svg"
+    picture.write_text(picture.read_text("utf-8").replace("90 %", "99 %"), "utf-8")
+    with pytest.raises(SystemExit, match=r"mrpc-1x128.svg is not what the result files say"):
+        tables.main()
+
+
+@pytest.mark.usefixtures("family")
+def test_pictures_are_files_of_their_own_in_light_and_dark(tables):
+    drawn = tables.pictures()
+    assert [file.name for file in drawn] == ["mrpc-1x128.svg", "mrpc-32x128.svg"]
+    for svg in drawn.values():
+        root = ElementTree.fromstring(svg)
+        style = root.find("{http://www.w3.org/2000/svg}style").text
+        used = set(re.findall(r"var\((--[a-z0-9-]+)\)", svg))
+        for theme in style.split("@media (prefers-color-scheme: dark)"):
+            assert all(f"{name}:" in theme for name in used)
+        assert "90 % in onnxruntime-cpu at" in svg
+        assert "9.25 times faster (9.04 to 9.46), metric 0.8124" in svg
 
 
 def test_without_results_the_readme_stays_as_it_is(tables):

@@ -159,13 +159,11 @@ class _Axes:
         ]
         for runtime, colour in self._colours.items():
             parts += self._front([p for p in points if p.runtime == runtime and p.is_front], colour)
-        parts += [
-            _marker(x(1.0), y(dense), "var(--dense)", "dense"),
-            svg.text(x(1.0) + 8, y(dense) - 7, "dense"),
-        ]
+        parts.append(_marker(x(1.0), y(dense), "var(--dense)", "dense"))
         if shape:
             parts.append(svg.text(_RIGHT, _TOP - 10, f"at {shape}", anchor="end", style="name"))
         labels = _Labels(x.start, x.end)
+        labels.place((x(1.0), y(dense)), "dense", "var(--ink)")
         for point in points:
             colour = self._colours[point.runtime]
             parts += self._drawn(point, colour)
