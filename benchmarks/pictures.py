@@ -34,7 +34,7 @@ def pictures() -> dict[Path, str]:
         if row["model"] != dense and row["runtime"] in RUNTIMES
     ]
     scored = [row for row in members if "metric" in row]
-    timed = [row for row in members if "p50_ms" in row]
+    timed = [row for row in members if row.get("speedup")]
     shapes = dict.fromkeys(f"{row['batch_size']}x{row['seq_len']}" for row in timed)
     drawn = accuracy_against_speedup(scored, timed, targets={})
     return {

@@ -66,13 +66,11 @@ def accuracy_against_speedup(
         return []
     axes = _Axes(points, targets, accuracy[0]["metric_name"])
     is_family = len({point.model for point in points}) > 1
-    shapes = list(dict.fromkeys(point.shape for point in points)) if is_family else [""]
-    return [
-        axes.picture(
-            [point for point in points if point.shape == shape or not shape], shape, number
-        )
-        for number, shape in enumerate(shapes)
-    ]
+    if not is_family:
+        return [axes.picture(points, "", 0)]
+    by_shape = {shape: [p for p in points if p.shape == shape] for shape in map(_shape, latency)}
+    shown = [(shape, inside) for shape, inside in by_shape.items() if inside]
+    return [axes.picture(inside, shape, number) for number, (shape, inside) in enumerate(shown)]
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -94,8 +92,8 @@ def _points(accuracy: Sequence[Row], latency: Sequence[Row]) -> list[_Point]:
         metric = scored.get((row["model"], row["runtime"]))
         if metric is None or not row.get("speedup"):
             continue
-        shape = f"{row['batch_size']}x{row['seq_len']}"
-        places.setdefault((row["runtime"], shape), []).append(_values(row, metric, shape))
+        place = (row["runtime"], _shape(row))
+        places.setdefault(place, []).append(_values(row, metric, place[1]))
     found: list[_Point] = []
     for members in places.values():
         pairs = [(1.0, members[0]["dense"]), *((m["speedup"], m["metric"]) for m in members)]
@@ -105,6 +103,10 @@ def _points(accuracy: Sequence[Row], latency: Sequence[Row]) -> list[_Point]:
             for values, is_front in zip(members, fronts, strict=True)
         ]
     return sorted(found, key=lambda point: point.speedup)
+
+
+def _shape(row: Row) -> str:
+    return f"{row['batch_size']}x{row['seq_len']}"
 
 
 def _values(row: Row, scored: Row, shape: str) -> dict[str, Any]:

@@ -149,6 +149,20 @@ def test_a_family_has_a_picture_for_each_operating_point_and_dominated_members_a
         assert [s80.get("cx"), s80.get("cy")] not in corners
 
 
+def test_the_pictures_of_a_family_come_in_the_order_that_was_asked_for():
+    rows = [*accuracy(model="a"), *accuracy(0.88, model="b")]
+    timed = [
+        point(speedup, batch_size, model)
+        for batch_size, speedup in ((1, 9.0), (32, 3.0), (8, None), (4, 5.0))
+        for model in ("a", "b")
+    ]
+    titles = [
+        ET.fromstring(svg).find(f"{SVG}title").text
+        for svg in accuracy_against_speedup(rows, timed, targets={})
+    ]
+    assert [title.split(" at ")[1] for title in titles] == ["1x128", "32x128", "4x128"]
+
+
 @given(
     st.lists(st.floats(0.1, 500), min_size=1, max_size=6),
     st.floats(-1, 1),
