@@ -7,6 +7,7 @@ checks, one way of choosing what leaves fp32.
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,10 +186,14 @@ def openvino_infer(path: Path, *, bf16: bool = False) -> Infer:
 
 def _ir_from_onnx(openvino: ModuleType, onnx_file: Path, source: Source) -> Any:
     """OpenVINO's model, which has no types, with our metadata."""
-    try:
-        ir = openvino.convert_model(onnx_file)
-    except RuntimeError as error:
-        raise ExportError(f"OpenVINO does not convert the ONNX graph: {error}") from error
+    # By another name: of a path with a comma, convert_model makes two.
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / ONNX_FILE
+        alias.symlink_to(onnx_file.resolve())
+        try:
+            ir = openvino.convert_model(alias)
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO does not convert the ONNX graph: {error}") from error
     for key, value in metadata(source).items():
         ir.set_rt_info(value, [METADATA_SECTION, key])
     return ir

@@ -151,6 +151,14 @@ def test_bf16_is_compared_at_fp32_where_the_processor_lacks_it(
     assert "this processor has no bf16: openvino_model.xml is compared" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["a,b", "a b;c=d", "wei\u00df"])
+def test_any_name_of_a_directory_will_do(write_model, random_inputs, tmp_path, place):
+    directory = export_openvino(write_model(), tmp_path / place / "openvino")
+    check_export(directory)
+    with open_runner(directory, "openvino", threads=1) as runner:
+        assert runner.infer(random_inputs(1, 8))["logits"].shape == (1, 3)
+
+
 def test_an_unknown_precision_names_what_is_allowed(write_model, tmp_path):
     words = "precision is 'int4', allowed: fp32, fp16, bf16, int8"
     with pytest.raises(ConfigError, match=re.escape(words)):
