@@ -78,12 +78,14 @@ def variants(shapes: Sequence[tuple[int, int]], *, with_text: bool) -> dict[str,
 def export_all(
     model: Path, folder: Path, shapes: Sequence[tuple[int, int]], *, with_text: bool
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Directories of the variants that could be made, and why the others could not."""
+    """Directories of the variants that can be made and run here, and why the others cannot."""
     made: dict[str, Path] = {}
     refused: dict[str, str] = {}
     for name, arguments in variants(shapes, with_text=with_text).items():
         try:
-            made[name] = api.export(model, output=folder / name.replace(" ", "-"), **arguments)
+            directory = api.export(model, output=folder / name.replace(" ", "-"), **arguments)
+            with open_runner(directory, _runtime(name)):
+                made[name] = directory
         except CofiDeployError as error:
             refused[name] = str(error)
     return made, refused
