@@ -1,7 +1,7 @@
 """Measure in a process of its own: nothing that ran before is in it, and it may die alone.
 
-A module that measures so is run as ``python -m <module>`` with one JSON argument, and answers with
-one line of JSON.
+A module that measures so is run as ``python -P -m <module>`` with one JSON argument, and answers
+with one line of JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def ask(module: str, request: Mapping[str, Any], what: str, *, timeout_s: float)
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, json.dumps(request)],
+            # -P: a json.py in the working directory is none of ours.
+            [sys.executable, "-P", "-m", module, json.dumps(request)],
             capture_output=True,
             text=True,
             timeout=timeout_s,
