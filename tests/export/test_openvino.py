@@ -224,6 +224,7 @@ def test_ctrl_c_is_no_segmentation_fault_behind_graphs_that_go_in_any_order(writ
     export_openvino(write_model(), tmp_path / "one", shape=(2, 16))
     script = """
 import os, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 from cofi_deploy.export.openvino import openvino_infer
 first, second = (
     openvino_infer(pathlib.Path(path) / "openvino_model.xml") for path in sys.argv[1:]
