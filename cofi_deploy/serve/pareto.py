@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from cofi_deploy.serve import svg
+from cofi_deploy.serve.triton_text_accuracy import TEXT
 
 Row = Mapping[str, Any]
 
@@ -86,7 +87,9 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def _points(accuracy: Sequence[Row], latency: Sequence[Row]) -> list[_Point]:
     """Everything with a speedup and a metric, slowest first, the front of each place marked."""
-    scored = {(row["model"], row["runtime"]): row for row in accuracy}
+    # Of a server that also reads texts: the row of token ids, which is what was timed.
+    by_ids = (row for row in accuracy if row.get("requests") != TEXT)
+    scored = {(row["model"], row["runtime"]): row for row in by_ids}
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in latency:
         metric = scored.get((row["model"], row["runtime"]))

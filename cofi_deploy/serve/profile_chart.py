@@ -12,6 +12,7 @@ from typing import Any
 
 from cofi_deploy.parts import PARTS
 from cofi_deploy.serve import svg
+from cofi_deploy.serve.bars import part_name
 
 Profile = Mapping[str, Any]
 
@@ -127,14 +128,14 @@ def _legend(profiles: Sequence[Profile], top: int) -> Iterator[str]:
     x = float(_MARGIN)
     for part in (each for each in PARTS if each in present):
         yield f'<rect x="{x:.1f}" y="{top - 9}" width="12" height="10" fill="{_COLOURS[part]}"/>'
-        yield _text(x + 17, top, part)
-        x += 34 + svg.text_width(part)
+        yield _text(x + 17, top, part_name(part))
+        x += 34 + svg.text_width(part_name(part))
 
 
 def _in_words(profile: Profile) -> str:
     """The bar, for those who cannot see it."""
     parts = ", ".join(
-        f"{part} {ms / profile['wall_ms']:.0%}" for part, ms in part_ms(profile).items()
+        f"{part_name(part)} {ms / profile['wall_ms']:.0%}" for part, ms in part_ms(profile).items()
     )
     return (
         f"{profile['model']} in {profile['runtime']} at {profile['batch_size']} x "

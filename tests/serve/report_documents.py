@@ -257,7 +257,7 @@ def _change(label: str, at: int) -> dict[str, Any]:
         return {"requests": "token ids"}
     change = -0.005 * at
     return {
-        "requests": "text",
+        "requests": "token ids",
         "change_low": change - 0.01,
         "change_high": change + 0.01,
         "p_value": 0.04,

@@ -149,6 +149,16 @@ def test_a_family_has_a_picture_for_each_operating_point_and_dominated_members_a
         assert [s80.get("cx"), s80.get("cy")] not in corners
 
 
+def test_a_server_is_drawn_with_the_row_of_what_was_timed():
+    rows = [
+        *accuracy(0.9, change_low=-0.02, change_high=0.01, requests="token ids"),
+        *accuracy(0.5, requests="text"),
+    ]
+    (svg,) = accuracy_against_speedup(rows, [point(4.0)], targets={})
+    assert "metric 0.9000" in svg
+    assert "metric 0.5000" not in svg
+
+
 def test_the_pictures_of_a_family_come_in_the_order_that_was_asked_for():
     rows = [*accuracy(model="a"), *accuracy(0.88, model="b")]
     timed = [
