@@ -30,7 +30,7 @@ test: test-fast ## every test, real Triton servers included; those that need a G
 	$(PARALLEL) --dist loadfile -m "slow and not (e2e or gpu or triton)"
 	$(PYTEST) -m "e2e or gpu or triton"
 
-test-fast: $(READY) ## the tests that take about a minute
+test-fast: $(READY) ## the fast tests: a few minutes
 	$(PARALLEL)
 
 check: $(READY) ## format, lint, types and layers; changes nothing
