@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -222,7 +223,12 @@ def measure(
             )
             rows += found
             refused[label] = why
-    return result_document(rows) | {"refused": refused}
+    return result_document(rows, command=_command(sys.argv[1:])) | {"refused": refused}
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """The command without the places of this machine: of a path its last part."""
+    return ["python", "benchmarks/export.py", *(Path(each).name for each in arguments)]
 
 
 def _models(runs: Sequence[Path], root: Path, *, with_base: bool) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cofi_deploy.artifacts import read_json
-from cofi_deploy.serve.pareto import accuracy_against_speedup
+from cofi_deploy.serve.pareto import accuracy_against_speedup, shape_of
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = ROOT.parent / "docs" / "images"
@@ -35,7 +35,7 @@ def pictures() -> dict[Path, str]:
     ]
     scored = [row for row in members if "metric" in row]
     timed = [row for row in members if row.get("speedup")]
-    shapes = dict.fromkeys(f"{row['batch_size']}x{row['seq_len']}" for row in timed)
+    shapes = dict.fromkeys(map(shape_of, timed))
     drawn = accuracy_against_speedup(scored, timed, targets={})
     return {
         IMAGES / f"{SHOWN}-{shape}.svg": standalone(svg)

@@ -86,6 +86,12 @@ def test_every_format_and_precision_is_measured_and_tuned_where_there_is_text():
     assert not any("tuned" in name for name in script.variants(((1, 128),), with_text=False))
 
 
+def test_the_command_names_runs_and_no_place_of_a_machine():
+    told = script._command(["/home/me/runs/sst2-s95", "runs/mrpc", "--seconds", "4", "--no-tune"])
+    words = "python benchmarks/export.py sst2-s95 mrpc --seconds 4 --no-tune"
+    assert " ".join(told) == words
+
+
 @pytest.mark.slow
 def test_a_row_has_size_accuracy_latency_and_floor(tiny_run, tmp_path, monkeypatch):
     chosen = {

@@ -15,15 +15,16 @@ from typing import Any
 
 from cofi_deploy.errors import RunnerError
 
+TIMEOUT_S = 600.0
 
-def ask(module: str, request: Mapping[str, Any], what: str, *, timeout_s: float) -> Any:
+
+def ask(module: str, request: Mapping[str, Any], what: str) -> Any:
     """The answer of ``module`` to a request.
 
     Args:
         module: Its `main` calls `request` and `answer`.
         request: JSON object.
         what: What is measured, for messages.
-        timeout_s: Seconds until the process is killed.
 
     Raises:
         RunnerError: The process failed, was killed or took too long; carries the last line that it
@@ -35,12 +36,12 @@ def ask(module: str, request: Mapping[str, Any], what: str, *, timeout_s: float)
             [sys.executable, "-P", "-m", module, json.dumps(request)],
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise RunnerError(
-            f"{what} took more than {timeout_s:g} s in a process of its own"
+            f"{what} took more than {TIMEOUT_S:g} s in a process of its own"
         ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

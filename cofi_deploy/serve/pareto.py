@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from cofi_deploy.serve import svg
-from cofi_deploy.serve.triton_text_accuracy import TEXT
+from cofi_deploy.serve.triton_text_accuracy import is_of_texts
 
 Row = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ def accuracy_against_speedup(
     is_family = len({point.model for point in points}) > 1
     if not is_family:
         return [axes.picture(points, "", 0)]
-    by_shape = {shape: [p for p in points if p.shape == shape] for shape in map(_shape, latency)}
+    by_shape = {shape: [p for p in points if p.shape == shape] for shape in map(shape_of, latency)}
     shown = [(shape, inside) for shape, inside in by_shape.items() if inside]
     return [axes.picture(inside, shape, number) for number, (shape, inside) in enumerate(shown)]
 
@@ -87,15 +87,13 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def _points(accuracy: Sequence[Row], latency: Sequence[Row]) -> list[_Point]:
     """Everything with a speedup and a metric, slowest first, the front of each place marked."""
-    # Of a server that also reads texts: the row of token ids, which is what was timed.
-    by_ids = (row for row in accuracy if row.get("requests") != TEXT)
-    scored = {(row["model"], row["runtime"]): row for row in by_ids}
+    scored = {(row["model"], row["runtime"]): row for row in accuracy if not is_of_texts(row)}
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in latency:
         metric = scored.get((row["model"], row["runtime"]))
         if metric is None or not row.get("speedup"):
             continue
-        place = (row["runtime"], _shape(row))
+        place = (row["runtime"], shape_of(row))
         places.setdefault(place, []).append(_values(row, metric, place[1]))
     found: list[_Point] = []
     for members in places.values():
@@ -108,7 +106,8 @@ def _points(accuracy: Sequence[Row], latency: Sequence[Row]) -> list[_Point]:
     return sorted(found, key=lambda point: point.speedup)
 
 
-def _shape(row: Row) -> str:
+def shape_of(row: Row) -> str:
+    """``1x128``: what the pictures of a family are told apart by, in the order of latency rows."""
     return f"{row['batch_size']}x{row['seq_len']}"
 
 

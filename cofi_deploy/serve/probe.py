@@ -10,6 +10,7 @@ import importlib
 import logging
 import resource
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from cofi_deploy.serve import own_process
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 # Further runs, so that memory which a runtime takes only later is counted.
 _FURTHER_RUNS = 3
-_TIMEOUT_S = 600
 
 # Runtimes whose module imports their library only when an artifact is opened.
 _LIBRARIES = {"openvino": "openvino"}
@@ -40,16 +40,10 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
     """
     if runs_elsewhere(point.runtime):
         return {}
-    request = {
-        "artifact": str(artifact),
-        "runtime": point.runtime,
-        "precision": point.precision,
-        "threads": point.threads,
-        "batch_size": point.batch_size,
-        "seq_len": point.seq_len,
-    }
     measured: dict[str, float] = own_process.ask(
-        "cofi_deploy.serve.probe", request, f"{point} of {str(artifact)!r}", timeout_s=_TIMEOUT_S
+        "cofi_deploy.serve.probe",
+        {"artifact": str(artifact), "point": asdict(point)},
+        f"{point} of {str(artifact)!r}",
     )
     return measured
 
@@ -57,18 +51,16 @@ def probe(artifact: Path, point: OperatingPoint) -> dict[str, float]:
 def main() -> None:
     """Answer a request."""
     request = own_process.request()
+    point = OperatingPoint(**request["point"])
     # The library is loaded first: no artifact pays for it, whatever it is imported by.
-    availability(request["runtime"])
-    if request["runtime"] in _LIBRARIES:
-        importlib.import_module(_LIBRARIES[request["runtime"]])
+    availability(point.runtime)
+    if point.runtime in _LIBRARIES:
+        importlib.import_module(_LIBRARIES[point.runtime])
     idle = peak_memory_mib()
     with open_runner(
-        Path(request["artifact"]),
-        request["runtime"],
-        threads=request["threads"],
-        precision=request["precision"],
+        Path(request["artifact"]), point.runtime, threads=point.threads, precision=point.precision
     ) as runner:
-        inputs = random_inputs(runner.limits, request["batch_size"], request["seq_len"], seed=0)
+        inputs = random_inputs(runner.limits, point.batch_size, int(point.seq_len), seed=0)
         start = time.perf_counter_ns()
         runner.infer(inputs)
         first_ms = (time.perf_counter_ns() - start) / 1e6

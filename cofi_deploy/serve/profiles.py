@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cofi_deploy.errors import RunnerError
@@ -12,8 +12,6 @@ from cofi_deploy.serve.bench import BenchSettings, usable_runtimes
 from cofi_deploy.serve.latency import OperatingPoint
 from cofi_deploy.serve.profile import PROFILED_RUNTIMES
 from cofi_deploy.serve.subject import Subject
-
-_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +24,8 @@ class Profiles:
             still been measured, and says so.
     """
 
-    found: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
+    found: list[dict[str, Any]]
+    failed: list[dict[str, str]]
 
 
 def profiles_for(subjects: Sequence[Subject], settings: BenchSettings) -> Profiles:
@@ -39,7 +37,8 @@ def profiles_for(subjects: Sequence[Subject], settings: BenchSettings) -> Profil
     Raises:
         UsageError: A runtime is unknown.
     """
-    profiles = Profiles()
+    found: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     usable, _ = usable_runtimes(subjects, settings.runtimes)
     for runtime in (each for each in usable if each in PROFILED_RUNTIMES):
         point = first_point(settings.points, runtime)
@@ -49,17 +48,10 @@ def profiles_for(subjects: Sequence[Subject], settings: BenchSettings) -> Profil
         artifacts = [(each.label, str(each.artifacts[runtime])) for each in subjects]
         request = {"point": asdict(at), "artifacts": artifacts}
         try:
-            profiles.found.extend(
-                own_process.ask(
-                    "cofi_deploy.serve.profile",
-                    request,
-                    f"the profile of {at}",
-                    timeout_s=_TIMEOUT_S,
-                )
-            )
+            found += own_process.ask("cofi_deploy.serve.profile", request, f"the profile of {at}")
         except RunnerError as error:
-            profiles.failed.append({"runtime": runtime, "reason": str(error)})
-    return profiles
+            failed.append({"runtime": runtime, "reason": str(error)})
+    return Profiles(found=found, failed=failed)
 
 
 def first_point(points: Sequence[OperatingPoint], runtime: str) -> OperatingPoint | None:

@@ -64,6 +64,11 @@ class TextAnswers:
     wall_s: float
 
 
+def is_of_texts(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of texts, read by the server's own rules; token ids are what is timed."""
+    return row.get("requests") == TEXT
+
+
 def add_text_rows(
     found: Findings,
     subjects: Sequence[Subject],

@@ -27,7 +27,7 @@ from cofi_deploy.serve.profiles import profiles_for
 from cofi_deploy.serve.report import render_report
 from cofi_deploy.serve.scoring import Accuracy, Scoring, measure_accuracy
 from cofi_deploy.serve.subject import Subject
-from cofi_deploy.serve.triton_text_accuracy import TEXT
+from cofi_deploy.serve.triton_text_accuracy import is_of_texts
 from cofi_deploy.serve.verdict import Targets, Verdict, judge
 from cofi_deploy.tasks import EncodedSplit, Task
 
@@ -198,7 +198,7 @@ def _verdict(
             for row in accuracy.rows
             if row["model"] == judged
             and row["runtime"] in settings.bench.runtimes
-            and row.get("requests") != TEXT  # read by the server's own rules; the row tells
+            and not is_of_texts(row)
         ],
         [row for row in latency_rows if row["model"] == judged],
         {runtime: test for (label, runtime), test in accuracy.tests.items() if label == judged},

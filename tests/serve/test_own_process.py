@@ -21,22 +21,22 @@ def tests_are_importable(monkeypatch):
 
 def test_the_answer_comes_back():
     request = {"name": "a b\n'\"\u00e9", "numbers": [1, 2.5, None]}
-    assert own_process.ask(DYING, request, "it", timeout_s=60) == request
+    assert own_process.ask(DYING, request, "it") == request
 
 
 def test_a_crash_in_native_code_is_told_by_the_name_of_its_signal():
     words = "^the profile was ended by SIGSEGV in a process of its own"
     with pytest.raises(RunnerError, match=words):
-        own_process.ask(DYING, {"signal": "SIGSEGV"}, "the profile", timeout_s=60)
+        own_process.ask(DYING, {"signal": "SIGSEGV"}, "the profile")
 
 
 def test_a_module_that_is_not_there_is_told_with_its_last_line():
     with pytest.raises(RunnerError, match=r"it ended with status 1 .*No module named"):
-        own_process.ask("tests.serve.nothing", {}, "it", timeout_s=60)
+        own_process.ask("tests.serve.nothing", {}, "it")
 
 
 def test_files_of_the_working_directory_are_not_imported(tmp_path, monkeypatch):
     for name in ("json.py", "signal.py", "cofi_deploy.py"):
         (tmp_path / name).write_text("raise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
-    assert own_process.ask(DYING, {"a": 1}, "it", timeout_s=60) == {"a": 1}
+    assert own_process.ask(DYING, {"a": 1}, "it") == {"a": 1}

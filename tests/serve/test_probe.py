@@ -16,7 +16,7 @@ def test_a_failing_process_is_told_with_its_last_line(tmp_path):
 
 
 def test_a_process_that_takes_too_long_is_told(pruned, monkeypatch):
-    monkeypatch.setattr("cofi_deploy.serve.probe._TIMEOUT_S", 0.01)
+    monkeypatch.setattr("cofi_deploy.serve.own_process.TIMEOUT_S", 0.01)
     point = OperatingPoint(batch_size=1, seq_len=4, runtime="onnxruntime-cpu", threads=1)
     with pytest.raises(RunnerError, match=r"onnxruntime-cpu@1x4 of .* took more than 0\.01 s"):
         probe(pruned.artifacts["onnxruntime-cpu"], point)
