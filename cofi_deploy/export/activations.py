@@ -1,4 +1,4 @@
-"""What numbers a graph computes on real text: the smallest and largest value of every tensor.
+"""What numbers a graph computes on real text: the smallest and largest values of its tensors.
 
 Comes in: an fp32 graph and inputs. Goes out: extremes for each row of text, from which `lossy.py`
 takes the ranges of int8 and finds what fp16 cannot hold.
@@ -6,7 +6,7 @@ takes the ranges of int8 and finds what fp16 cannot hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,15 @@ from cofi_deploy.errors import ExportError
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 _LOG_ERRORS_ONLY = 3
+_EXTREMES = ("ReduceMin", "ReduceMax")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extremes:
-    """Smallest and largest value of one tensor, for each input that was run: (inputs,)."""
+    """Smallest and largest value of one tensor, for each input that was run.
+
+    (inputs,); by channel (inputs, channels).
+    """
 
     low: npt.NDArray[np.float32]
     high: npt.NDArray[np.float32]
@@ -42,13 +46,38 @@ def scan_activations(proto: onnx.ModelProto, inputs: Iterable[Inputs]) -> dict[s
     Raises:
         ExportError: ONNX Runtime refuses the graph, or a value is not finite in fp32 already.
     """
-    names = _float_tensors(proto)
-    session = _session(_with_extremes(proto, names))
-    outputs = [item.name for item in session.get_outputs()][-2 * len(names) :]
-    values = np.array([session.run(outputs, dict(each)) for each in inputs], dtype=np.float32)
+    return _scan(proto, _float_tensors(proto), inputs, axes=None)
+
+
+def scan_channels(
+    proto: onnx.ModelProto, names: Sequence[str], inputs: Iterable[Inputs]
+) -> dict[str, Extremes]:
+    """Run every input and note the extremes of each channel of the tensors ``names``.
+
+    Args:
+        proto: An fp32 graph.
+        names: Tensors of shape (batch, sequence, channels).
+        inputs: What to run.
+
+    Raises:
+        ExportError: As in `scan_activations`.
+    """
+    return _scan(proto, names, inputs, axes=(0, 1))
+
+
+def _scan(
+    proto: onnx.ModelProto,
+    names: Sequence[str],
+    inputs: Iterable[Inputs],
+    *,
+    axes: Sequence[int] | None,
+) -> dict[str, Extremes]:
+    session = _session(_with_extremes(proto, names, axes))
+    outputs = [f"{name}.{op}" for name in names for op in _EXTREMES]
+    runs = [session.run(outputs, dict(each)) for each in inputs]
+    values = [np.array(each, dtype=np.float32) for each in zip(*runs, strict=True)]
     found = {
-        name: Extremes(low=values[:, 2 * at], high=values[:, 2 * at + 1])
-        for at, name in enumerate(names)
+        name: Extremes(low=values[2 * at], high=values[2 * at + 1]) for at, name in enumerate(names)
     }
     for name, extremes in found.items():
         if not np.isfinite(extremes.magnitude):
@@ -69,15 +98,21 @@ def _float_tensors(proto: onnx.ModelProto) -> list[str]:
     return [name for name in names if types.get(name) == TensorProto.FLOAT]
 
 
-def _with_extremes(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy that also gives two scalars for each tensor, so that no tensor leaves the runtime."""
+def _with_extremes(
+    proto: onnx.ModelProto, names: Iterable[str], axes: Sequence[int] | None
+) -> onnx.ModelProto:
+    """A copy that also gives two extremes of each tensor, so that no tensor leaves the runtime."""
+    reduced: dict[str, Any] = {} if axes is None else {"axes": axes}
+    shape = [] if axes is None else [None]
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for name in names:
-        for op in ("ReduceMin", "ReduceMax"):
+        for op in _EXTREMES:
             output = f"{name}.{op}"
-            copy.graph.node.append(helper.make_node(op, [name], [output], keepdims=0))
-            copy.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
+            node = helper.make_node(op, [name], [output], keepdims=0, **reduced)
+            copy.graph.node.append(node)
+            info = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
+            copy.graph.output.append(info)
     return copy
 
 

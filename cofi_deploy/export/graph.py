@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from cofi_deploy.arch import Arch
 from cofi_deploy.encoder import MASKED_SCORE
 from cofi_deploy.errors import ExportError
+from cofi_deploy.export.centring import centred
 from cofi_deploy.export.graph_builder import GraphBuilder, Pick
 from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.export.quantized import Array
@@ -47,6 +48,7 @@ def onnx_from_model(
     """
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     _check_size(weights, numerics.precision)
+    weights = centred(weights, model.arch, numerics.centres)
     graph = GraphBuilder(weights, opset=opset, numerics=numerics)
     states = _encoder(graph, model.arch, model.kind)
     _head(graph, states, model.arch, model.kind)

@@ -145,7 +145,11 @@ class GraphBuilder:
         if self.numerics.precision == "bf16":
             stored = self._bfloat16(name, self.weights[name])
             return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
-        if name == WORDS and self.numerics.word_bits == 4:
+        if name != WORDS:
+            # Every text reads these rows: one that is off by a step is off in every answer.
+            half = self.constant(name, self.weights[name].astype(np.float16))
+            return self.node("Cast", [pick(half, f"{output}.fp16")], output, to=TensorProto.FLOAT)
+        if self.numerics.word_bits == 4:
             return self._numbers_of_nibbles(name, pick, output)
         rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
         picked = pick(self.constant(name, rows), f"{output}.int8")

@@ -17,11 +17,13 @@ import onnx
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.errors import ExportError
-from cofi_deploy.export.activations import Extremes, Inputs, scan_activations
+from cofi_deploy.export.activations import Extremes, Inputs, scan_activations, scan_channels
 from cofi_deploy.export.calibration import Row
+from cofi_deploy.export.centring import states_of
 from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range, WordBits
 from cofi_deploy.export.parity import batch_of
+from cofi_deploy.export.quantized import Array
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,9 @@ MIN_INT8_SIZE = 32
 
 # Share of the rows of text whose extremes the ranges of int8 must hold.
 KEPT_ROWS = 0.95
-_MANY_ROWS = 100  # below it, no row is an outlier
+# Below it no row is an outlier, and the extremes of each channel are not known well enough to find
+# its middle: on SST-2 at 95 %, centres from the 8 built-in sentences made logits a third worse.
+_MANY_ROWS = 100
 
 _OPSET = 17
 _SUBLAYER = re.compile(
@@ -83,9 +87,10 @@ def choose_numerics(
                 int8=dict.fromkeys(modules),
                 strongly_typed=True,
             )
-        ranges = _input_ranges(model, rows) if static else {}
-        int8 = {name: ranges.get(name) for name in modules}
-        return Numerics(precision="int8", int8=int8, word_bits=word_bits)
+        if not static:
+            return Numerics(precision="int8", int8=dict.fromkeys(modules), word_bits=word_bits)
+        centres, ranges = _centres_and_ranges(model, rows, modules)
+        return Numerics(precision="int8", int8=ranges, word_bits=word_bits, centres=centres)
     return Numerics(precision=precision, strongly_typed=strongly_typed)
 
 
@@ -124,23 +129,47 @@ def _beyond_fp16(model: CofiPreTrainedModel, rows: Sequence[Row]) -> frozenset[s
     return frozenset(beyond)
 
 
-def _input_ranges(model: CofiPreTrainedModel, rows: Sequence[Row]) -> dict[str, Range]:
-    """Range of the input of every linear map, by the map's name."""
+def _centres_and_ranges(
+    model: CofiPreTrainedModel, rows: Sequence[Row], modules: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Range]]:
+    """Centres of states by their writers, and ranges of inputs around them by their ``modules``.
+
+    Source:
+        Measured on SST-2's development set (MiniLM), the mean difference of a logit from fp32
+        without and with centres: 0.071 and 0.065 dense, 0.030 and 0.025 at 60 %, 0.024 and 0.019
+        at 90 %, 0.017 and 0.017 at 95 %.
+    """
     proto = _exact_graph(model)
-    scanned = scan_activations(proto, _one_by_one(rows))
     inputs = {
         node.name.removesuffix(".product"): node.input[0]
         for node in proto.graph.node
         if node.name.endswith(".product") and node.op_type == "MatMul"
     }
-    return {module: _range(scanned[name]) for module, name in inputs.items() if name in scanned}
+    inputs = {module: inputs[module] for module in modules}
+    scanned = scan_channels(proto, tuple(dict.fromkeys(inputs.values())), _one_by_one(rows))
+    centres: dict[str, Array] = {}
+    centre_of: dict[str, Array] = {}
+    for state in states_of(model.arch) if len(rows) >= _MANY_ROWS else ():
+        readers = [reader for reader in state.readers if reader in inputs]
+        if readers:
+            # What reads a part of the tokens has a part of the range.
+            low = np.min([scanned[inputs[reader]].low.min(axis=0) for reader in readers], axis=0)
+            high = np.max([scanned[inputs[reader]].high.max(axis=0) for reader in readers], axis=0)
+            centres[state.writer] = (low + high) / 2
+            centre_of |= dict.fromkeys(readers, centres[state.writer])
+    ranges = {
+        module: _range(scanned[name], centre_of.get(module)) for module, name in inputs.items()
+    }
+    return centres, ranges
 
 
-def _range(extremes: Extremes) -> Range:
+def _range(channels: Extremes, centre: Array | None) -> Range:
     """All but the most extreme rows: one outlier would coarsen the steps of every other value."""
-    kept = KEPT_ROWS if len(extremes.low) >= _MANY_ROWS else 1.0
-    low = np.quantile(extremes.low, 1.0 - kept)
-    return float(low), float(np.quantile(extremes.high, kept))
+    middle = np.float32(0.0) if centre is None else centre
+    lows = (channels.low - middle).min(axis=1)  # (inputs,)
+    highs = (channels.high - middle).max(axis=1)
+    kept = KEPT_ROWS if len(lows) >= _MANY_ROWS else 1.0
+    return float(np.quantile(lows, 1.0 - kept)), float(np.quantile(highs, kept))
 
 
 def _exact_graph(model: CofiPreTrainedModel) -> onnx.ModelProto:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+import numpy.typing as npt
+
 from cofi_deploy.errors import ConfigError, did_you_mean
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -27,9 +29,10 @@ class Numerics:
     """The numbers of one graph.
 
     ``fp32``: all of it. ``fp16``: matrix products and activations are half precision. ``bf16``:
-    weights are stored in half the space and computed on in fp32. ``int8``: tables of embeddings
-    are stored as bytes with one scale for each row, and the products named in ``int8`` are
-    computed on bytes. LayerNorm, the task's head and the outputs are fp32 in each of them.
+    weights are stored in half the space and computed on in fp32. ``int8``: the table of
+    word embeddings is stored as bytes with one scale for each row, the small tables, whose errors
+    are in every answer, as fp16, and the products named in ``int8`` are computed on bytes.
+    LayerNorm, the task's head and the outputs are fp32 in each of them.
 
     Strongly typed runtimes compute in the types that a graph has, and on bytes only where weights
     are: there bf16 is what is computed in, and int8 is an fp16 graph in which the products named
@@ -43,6 +46,8 @@ class Numerics:
         word_bits: Of an int8 graph: of each number in the table of word embeddings, its largest.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
+        centres: Of states, by the names of their writers; see `centring.py`. The ranges in
+            ``int8`` are those of the states without them.
         strongly_typed: See above.
     """
 
@@ -51,6 +56,7 @@ class Numerics:
     fp32_softmax: bool = False
     word_bits: WordBits = 8
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
+    centres: Mapping[str, npt.NDArray[Any]] = field(default_factory=lambda: MappingProxyType({}))
     strongly_typed: bool = False
 
     @property

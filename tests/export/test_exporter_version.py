@@ -20,8 +20,8 @@ from cofi_deploy.loading import load
 
 # What graphs are made of at this version. Where this fails although weights come out as before
 # (a test model has changed), replace the checksum alone; else raise the version, too.
-VERSION = 1
-SHA256 = "1da702ccb737b186ee6d70bb6c3793970c167a930d5a5e156c1aa518423ba60d"
+VERSION = 2
+SHA256 = "4368291a4edd0cca685ec839a3ff34ceb9b892239fd245cc47e8cac1b5bb0101"
 
 LAYERS = (LayerArch(heads=4, ffn=64), LayerArch(heads=0, ffn=3), LayerArch(heads=1, ffn=0))
 
