@@ -9,10 +9,11 @@ without and with alignment, fine-tuned equally; then scored on the development s
 by side. Writes results/alignment-<task>.json.
 
     python benchmarks/alignment.py widths                      minutes; the machine must be idle
-    python benchmarks/alignment.py train [TASK] [MULTIPLE]     hours; resumes when killed
+    python benchmarks/alignment.py train [TASK] [MULTIPLE] [TEACHER]    hours; resumes when killed
     python benchmarks/alignment.py measure [TASK] [MULTIPLE]   minutes; the machine must be idle
 
-Data and weights as for pruning.py. Task and multiple are mrpc and 16 if not given.
+Data and weights as for pruning.py. Task and multiple are mrpc and 16 if not given; a teacher that
+is not given is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_archs import write_model
-from pruning import DATA, POINTS, RUNS, minilm
+from pruning import DATA, POINTS, RUNS, train_or_resume
 
 from cofi_deploy import api
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
@@ -78,26 +79,23 @@ def widths() -> None:
     write_json(ROOT / "results" / "alignment-widths.json", document)
 
 
-def train(task: str, multiple: int) -> None:
-    """Both members; the aligned one takes the teacher of the other."""
-    for align in (1, multiple):
-        run = _run(task, align)
-        if (run / "run.json").is_file():
-            if read_json(run / "run.json")["state"] != "done":
-                api.train(resume=run)
-            continue
-        # The teacher of the other run: what is trained there and given here is the same file.
-        teacher = None if align == 1 else _run(task, 1) / "teacher"
-        api.train(
-            task,
-            model=str(minilm()),
-            teacher=teacher,
-            data_dir=DATA,
-            recipe="fast",
-            sparsity=SPARSITY,
-            output=run,
-            overrides={"align": align},
-        )
+def train(task: str, multiple: int, teacher: Path | None = None) -> None:
+    """Both members, from one teacher: the one given, or that of the first."""
+    train_member(task, 1, teacher)
+    train_member(task, multiple, teacher or _run(task, 1) / "teacher")
+
+
+def train_member(task: str, align: int, teacher: Path | None) -> None:
+    """One member, or what is left of it."""
+    train_or_resume(
+        _run(task, align),
+        task,
+        teacher=teacher,
+        data_dir=DATA,
+        recipe="fast",
+        sparsity=SPARSITY,
+        overrides={"align": align},
+    )
 
 
 def measure(task: str, multiple: int) -> None:
@@ -177,8 +175,11 @@ def main() -> None:
     if verb == "widths":
         widths()
     elif verb in {"train", "measure"}:
-        task, multiple = (*rest, *("mrpc", "16")[len(rest) :])
-        {"train": train, "measure": measure}[verb](task, int(multiple))
+        task, multiple, teacher = (*rest, *("mrpc", "16", None)[len(rest) :])
+        if verb == "train":
+            train(task, int(multiple), Path(teacher) if teacher else None)
+        else:
+            measure(task, int(multiple))
     else:
         raise SystemExit(__doc__)
 

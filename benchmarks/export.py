@@ -40,49 +40,57 @@ from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.subject import Subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RUNTIMES = {"onnx": "onnxruntime-cpu", "openvino": "openvino"}
 SHAPES = ((1, 128), (32, 128))
 SPARSITIES = (0.9, 0.95)
-BASE_STRUCTURES = ("dense", "mean-s95", "sst2-s95")
+BASE_STRUCTURES = ("mean-s95", "sst2-s95")
 PYTORCH = "torch fp32"
 
 Row = dict[str, Any]
 
 
-def variants(shapes: Sequence[tuple[int, int]], *, with_text: bool) -> dict[str, dict[str, Any]]:
+def variants(
+    shapes: Sequence[tuple[int, int]], *, with_text: bool, tune: bool
+) -> dict[str, dict[str, Any]]:
     """Arguments of `api.export` by the name of the variant.
 
     Args:
-        shapes: (batch, length) that artifacts are tuned for.
+        shapes: (batch, length) that some artifacts are made for.
         with_text: Whether there is text to cut a vocabulary to and to judge a search by.
+        tune: Whether to search; without text there is only one shape to choose, in OpenVINO.
     """
     found: dict[str, dict[str, Any]] = {}
     for format_, runtime in RUNTIMES.items():
-        for precision in ("fp32", "fp16", "bf16", "int8"):
+        for precision in PRECISIONS:
             found[f"{format_} {precision}"] = {"format": format_, "precision": precision}
-        if not with_text:
-            continue
-        small = {"format": format_, "precision": "int8", "shrink_embeddings": True}
-        found[f"{format_} int8, small vocabulary"] = small
+        if with_text:
+            small = {"format": format_, "precision": "int8", "shrink_embeddings": True}
+            found[f"{format_} int8, small vocabulary"] = small
         for batch, length in shapes:
-            target = f"{runtime}@{batch}x{length}"
-            found[f"{format_} tuned for {batch}x{length}"] = {
+            point = f"{batch}x{length}"
+            one_shape = {
                 "format": format_,
-                "tune": True,
-                "target": target,
                 "batch_size": (batch,) * 3,
                 "seq_len": (length,) * 3,
             }
+            if with_text and tune:
+                search = {"tune": True, "target": f"{runtime}@{point}"}
+                found[f"{format_} tuned for {point}"] = {**one_shape, **search}
+            elif not with_text and format_ == "openvino":
+                for precision in PRECISIONS:
+                    name = f"openvino {precision} for {point}"
+                    found[name] = {**one_shape, "precision": precision}
     return found
 
 
 def export_all(
-    model: Path, folder: Path, shapes: Sequence[tuple[int, int]], *, with_text: bool
+    model: Path, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Directories of the variants that can be made and run here, and why the others cannot."""
     made: dict[str, Path] = {}
     refused: dict[str, str] = {}
-    for name, arguments in variants(shapes, with_text=with_text).items():
+    for name, arguments in wanted.items():
         try:
             directory = api.export(model, output=folder / name.replace(" ", "-"), **arguments)
             with open_runner(directory, _runtime(name)):
@@ -102,7 +110,7 @@ def score(run: Path, model: Path, made: Mapping[str, Path]) -> dict[str, Row]:
         encoded = task.encode("validation", load_tokenizer(directory))
         with open_runner(directory, _runtime(name)) as runner:
             if np.diff(encoded.offsets).max() > runner.limits.max_positions:
-                continue  # tuned for shorter texts
+                continue  # made for shorter texts
             scored = score_split(runner, task, encoded)
         reference = reference or scored
         parity = compare(reference, scored)
@@ -183,8 +191,8 @@ def rows_of_model(  # noqa: PLR0913 - what a model is, and how it is measured
     tune: bool = True,
 ) -> tuple[list[Row], dict[str, str]]:
     """Rows of one model, and why variants are missing; without ``tune``, no searched ones."""
-    tuned = shapes if tune else ()
-    made, refused = export_all(model, folder, tuned, with_text=run is not None)
+    wanted = variants(shapes, with_text=run is not None, tune=tune)
+    made, refused = export_all(model, folder, wanted)
     scores = {} if run is None else score(run, model, made)
     rows = []
     for shape in shapes:
@@ -219,7 +227,8 @@ def measure(
                 root / "exports" / label,
                 schedule,
                 run=run,
-                tune=tune,
+                # A search takes minutes with a dense model, whose variants nobody chooses from.
+                tune=tune and not label.endswith("-dense"),
             )
             rows += found
             refused[label] = why
@@ -258,8 +267,8 @@ def _runtime(variant: str) -> str:
 
 
 def _fits(variant: str, point: str) -> bool:
-    """What is tuned for one shape is timed there alone."""
-    return "tuned for" not in variant or variant.endswith(point)
+    """What is made for one shape is timed there alone."""
+    return " for " not in variant or variant.endswith(point)
 
 
 def _kept(directory: Path) -> dict[str, str]:

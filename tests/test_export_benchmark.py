@@ -62,7 +62,7 @@ def test_the_table_says_what_the_result_file_says():
     )
     assert lines[6] == "| onnx tuned for 1x128 | 23.4 |  | 0.991 | 10.00 (3.0x, 2.9 to 3.1) |  |"
     assert lines[8] == (
-        "1 x 128: openvino bf16 is fastest; its operations alone would take 0.25 ms. "
+        "1 x 128: openvino bf16 is fastest; its operations alone would take 0.25 ms (120.0x). "
         "Most time: embedding 3.50, ffn 1.00, x 0.20 ms."
     )
     assert lines[-1].startswith("Some CPU, 2 cores, 2 threads; torch 2.13.0, onnxruntime 1.32.0")
@@ -79,11 +79,23 @@ def test_the_readme_gets_the_tables_between_its_markers(tmp_path, monkeypatch):
 
 
 def test_every_format_and_precision_is_measured_and_tuned_where_there_is_text():
-    with_text = script.variants(((1, 128), (32, 128)), with_text=True)
+    with_text = script.variants(((1, 128), (32, 128)), with_text=True, tune=True)
     assert {"onnx fp16", "openvino bf16", "onnx int8, small vocabulary"} <= set(with_text)
     tuned = with_text["openvino tuned for 32x128"]
     assert (tuned["target"], tuned["batch_size"]) == ("openvino@32x128", (32, 32, 32))
-    assert not any("tuned" in name for name in script.variants(((1, 128),), with_text=False))
+    without_search = script.variants(((1, 128),), with_text=True, tune=False)
+    assert not any(" for " in name for name in without_search)
+
+
+def test_without_text_there_is_no_search_but_openvino_has_one_shape():
+    found = script.variants(((1, 128), (32, 128)), with_text=False, tune=True)
+    assert not any("tuned" in name or "vocabulary" in name for name in found)
+    fixed = found["openvino int8 for 32x128"]
+    assert (fixed["precision"], fixed["seq_len"]) == ("int8", (128, 128, 128))
+    fits = [
+        name for name in found if name.startswith("openvino int8") and script._fits(name, "1x128")
+    ]
+    assert fits == ["openvino int8", "openvino int8 for 1x128"]
 
 
 def test_the_command_names_runs_and_no_place_of_a_machine():
@@ -99,7 +111,7 @@ def test_a_row_has_size_accuracy_latency_and_floor(tiny_run, tmp_path, monkeypat
         "openvino fp16": {"format": "openvino", "precision": "fp16"},
         "onnx of no kind": {"format": "onnx", "precision": "fp8"},
     }
-    monkeypatch.setattr(script, "variants", lambda shapes, *, with_text: chosen)
+    monkeypatch.setattr(script, "variants", lambda *_, **__: chosen)
     rows, refused = script.rows_of_model(
         {"model": "sst2-tiny"},
         tiny_run / "model",
