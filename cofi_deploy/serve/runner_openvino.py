@@ -196,7 +196,7 @@ class OpenVinoSession:
             raise RunnerError("this openvino session is closed; open the artifact again")
         request = self._take_request(self._compiled)
         try:
-            results = request.infer(dict(inputs), share_inputs=True)
+            results = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
             return {name: results[index].copy() for index, name in enumerate(self._outputs)}
         finally:
             self._idle.append(request)
