@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import save_compact
 from cofi_deploy.model import CofiConfig, build
+from tests.builders import bert_tokenizer
 
 MAX_LENGTH = 64
 LABELS: dict[TaskKind, tuple[str, ...]] = {
@@ -83,24 +83,10 @@ def word_piece_tokenizer(
     *, lowercase: bool = True, max_length: int = MAX_LENGTH
 ) -> PreTrainedTokenizerFast:
     """BERT's pipeline of normaliser, words and pieces, with a small vocabulary."""
-    vocabulary = _vocabulary()
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=max_length,
+    return bert_tokenizer(
+        _vocabulary(),
+        max_length=max_length,
+        lowercase=lowercase,
         # As BertTokenizer has it: what a pipeline hands to the model.
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )

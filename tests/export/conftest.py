@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
@@ -16,6 +15,7 @@ from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.loading import save_compact
 from cofi_deploy.model import CofiConfig, build
+from tests.builders import bert_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS: dict[TaskKind, tuple[str, ...]] = {
@@ -52,25 +52,7 @@ def tiny_arch(layers: tuple[LayerArch, ...] = UNEVEN, hidden: int = 29, **change
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """WordPiece over single characters, with BERT's special tokens and template."""
-    vocabulary = _vocabulary()
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=MAX_POSITIONS,
-    )
+    return bert_tokenizer(_vocabulary(), max_length=MAX_POSITIONS)
 
 
 @pytest.fixture(scope="session")

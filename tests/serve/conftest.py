@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cofi_deploy.arch import Arch, DenseShape, LayerArch
@@ -19,6 +18,7 @@ from cofi_deploy.serve.inputs import InputLimits, random_inputs
 from cofi_deploy.serve.latency import OperatingPoint, Schedule
 from cofi_deploy.serve.subject import Subject
 from cofi_deploy.tasks import load_task
+from tests.builders import bert_tokenizer
 
 LABELS = ("negative", "neutral", "positive")
 SIZES = DenseShape(layers=2, hidden=16, heads=4, ffn=32, head_size=4)
@@ -49,23 +49,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = vocabulary()
-    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=MAX_POSITIONS,
-    )
+    return bert_tokenizer(vocabulary(), max_length=MAX_POSITIONS)
 
 
 def random_model(arch: Arch):

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.tasks import Task, load_task
 from cofi_deploy.train.pipeline import Pipeline
+from tests.builders import bert_tokenizer
 
 WORDS = ("good", "fine", "great", "bad", "dull", "poor", "a", "the", "film", "plot", "is", "was")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -60,20 +60,7 @@ def tiny_bert(tmp_path_factory) -> Path:
     """An ordinary pre-trained checkpoint: 3 layers, hidden 32, no head, with its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-bert")
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=64,
-        **{f"{name}_token": token for name, token in names.items()},
-    ).save_pretrained(folder)
+    bert_tokenizer(vocabulary, max_length=64).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary),
