@@ -16,7 +16,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,8 @@ def rows_of_model(  # noqa: PLR0913 - what a model is, and how it is measured
 
 def measure(
     runs: Sequence[Path], schedule: Schedule, *, with_base: bool = True, tune: bool = True
-) -> dict[str, Any]:
-    """The document of results/export.json."""
+) -> Iterator[dict[str, Any]]:
+    """The document of results/export.json, after each model: an hour's work may be cut short."""
     rows: list[Row] = []
     refused: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -232,7 +232,7 @@ def measure(
             )
             rows += found
             refused[label] = why
-    return result_document(rows, command=_command(sys.argv[1:])) | {"refused": refused}
+            yield result_document(rows, command=_command(sys.argv[1:])) | {"refused": refused}
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
@@ -290,10 +290,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "export.json")
     arguments = parser.parse_args()
     schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds)
-    document = measure(
-        arguments.runs, schedule, with_base=not arguments.no_base, tune=not arguments.no_tune
-    )
-    write_json(arguments.output, document)
+    with_base, tune = not arguments.no_base, not arguments.no_tune
+    for document in measure(arguments.runs, schedule, with_base=with_base, tune=tune):
+        write_json(arguments.output, document)
 
 
 if __name__ == "__main__":
