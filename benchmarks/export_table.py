@@ -29,7 +29,8 @@ def _table(model: str, rows: Sequence[Row]) -> str:
             (row["batch_size"], row["seq_len"]): row for row in rows if row["variant"] == variant
         }
         any_row = next(iter(own.values()))
-        cells = [variant, f"{any_row['size_bytes'] / 1e6:.1f}"]
+        name = f"{variant}: {any_row['kept']}" if "kept" in any_row else variant
+        cells = [name, f"{any_row['size_bytes'] / 1e6:.1f}"]
         if metric:
             cells += [_number(any_row.get("metric")), _number(any_row.get("agreement"))]
         cells += [_latency(own.get(shape)) for shape in shapes]

@@ -46,7 +46,7 @@ def synthetic() -> dict[str, Any]:
             row("torch fp32", 1, 30.0),
             row("openvino bf16", 1, 7.5, **filled),
             row("openvino bf16", 32, 15.0, noise="too busy"),
-            row("onnx tuned for 1x128", 1, 10.0, metric=None),
+            row("onnx tuned for 1x128", 1, 10.0, metric=None, kept="int8"),
         ],
     }
 
@@ -60,7 +60,8 @@ def test_the_table_says_what_the_result_file_says():
     assert lines[5] == (
         "| openvino bf16 | 23.4 | 0.877 | 0.991 | 7.50 (4.0x, 3.9 to 4.1) | too busy (2.0x) |"
     )
-    assert lines[6] == "| onnx tuned for 1x128 | 23.4 |  | 0.991 | 10.00 (3.0x, 2.9 to 3.1) |  |"
+    tuned = "| onnx tuned for 1x128: int8 | 23.4 |  | 0.991 | 10.00 (3.0x, 2.9 to 3.1) |  |"
+    assert lines[6] == tuned
     assert lines[8] == (
         "1 x 128: openvino bf16 is fastest; its operations alone would take 0.25 ms (120.0x). "
         "Most time: embedding 3.50, ffn 1.00, x 0.20 ms."
