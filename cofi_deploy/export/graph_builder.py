@@ -22,6 +22,7 @@ from cofi_deploy.export.quantized import (
     Array,
     affine,
     bfloat16_bits,
+    columns_of,
     nibbles,
     quantized,
     quantized_matrix,
@@ -37,6 +38,7 @@ _ONNX_TYPES: dict[Computed, int] = {
     "bf16": TensorProto.BFLOAT16,
 }
 WORDS = "encoder.embeddings.word.weight"
+TYPES = "encoder.embeddings.token_type.weight"
 
 
 class GraphBuilder:
@@ -145,13 +147,23 @@ class GraphBuilder:
         if self.numerics.precision == "bf16":
             stored = self._bfloat16(name, self.weights[name])
             return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
-        if name != WORDS:
-            # Every text reads these rows: one that is off by a step is off in every answer.
+        if name == TYPES:
+            # A few rows, one of which is in every token: too small to save on.
             half = self.constant(name, self.weights[name].astype(np.float16))
             return self.node("Cast", [pick(half, f"{output}.fp16")], output, to=TensorProto.FLOAT)
-        if self.numerics.word_bits == 4:
+        if name == WORDS and self.numerics.word_bits == 4:
             return self._numbers_of_nibbles(name, pick, output)
-        rows, scales = quantized(self.weights[name].astype(np.float32), axis=1)
+        table = self.weights[name].astype(np.float32)
+        if name == WORDS:
+            return self._numbers_of_bytes(name, table, pick, output)
+        # The first position, which a classifier reads, has numbers ten times those of the others,
+        # in a few columns: with scales of their own these do not coarsen the rest of the row.
+        columns = columns_of(table)
+        numbers = self._numbers_of_bytes(name, table / columns, pick, f"{output}.of_columns")
+        return self.node("Mul", [numbers, self.constant(f"columns.{name}", columns)], output)
+
+    def _numbers_of_bytes(self, name: str, table: Array, pick: Pick, output: str) -> str:
+        rows, scales = quantized(table, axis=1)
         picked = pick(self.constant(name, rows), f"{output}.int8")
         numbers = self.node("Cast", [picked], f"{output}.numbers", to=TensorProto.FLOAT)
         scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")

@@ -29,10 +29,10 @@ class Numerics:
     """The numbers of one graph.
 
     ``fp32``: all of it. ``fp16``: matrix products and activations are half precision. ``bf16``:
-    weights are stored in half the space and computed on in fp32. ``int8``: the table of
-    word embeddings is stored as bytes with one scale for each row, the small tables, whose errors
-    are in every answer, as fp16, and the products named in ``int8`` are computed on bytes.
-    LayerNorm, the task's head and the outputs are fp32 in each of them.
+    weights are stored in half the space and computed on in fp32. ``int8``: tables of embeddings
+    are stored as bytes with one scale for each row (token types, of which there are two, as fp16),
+    and the products named in ``int8`` are computed on bytes. LayerNorm, the task's head and the
+    outputs are fp32 in each of them.
 
     Strongly typed runtimes compute in the types that a graph has, and on bytes only where weights
     are: there bf16 is what is computed in, and int8 is an fp16 graph in which the products named

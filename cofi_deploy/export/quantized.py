@@ -33,6 +33,16 @@ def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
     return np.rint(value / scales).astype(np.int8), scales
 
 
+def columns_of(table: Array) -> Array:
+    """What to divide the columns of a table by, (columns,), before its rows get their scales.
+
+    The root mean square of each: a lone large number keeps a part of its weight. Columns of zeros
+    are left as they are.
+    """
+    sizes = np.sqrt(np.square(table, dtype=np.float64).mean(axis=0)).astype(np.float32)
+    return np.where(sizes > 0, sizes, np.float32(1.0))
+
+
 def nibbles(table: Array) -> tuple[Array, Array]:
     """Rows of signed 4-bit numbers, two in a byte, and a scale for each row.
 

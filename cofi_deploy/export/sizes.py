@@ -72,7 +72,8 @@ def _in_order(start: str, users: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _part_of(name: str) -> str | None:
-    name = name.removeprefix("scales.").removeprefix("zeros.")
+    for beside in ("scales.", "zeros.", "columns."):
+        name = name.removeprefix(beside)
     if name.startswith("encoder.embeddings.word"):
         return _WORDS
     if name.startswith("encoder.embeddings."):

@@ -21,7 +21,7 @@ from cofi_deploy.loading import load
 # What graphs are made of at this version. Where this fails although weights come out as before
 # (a test model has changed), replace the checksum alone; else raise the version, too.
 VERSION = 2
-SHA256 = "4368291a4edd0cca685ec839a3ff34ceb9b892239fd245cc47e8cac1b5bb0101"
+SHA256 = "acfb2a64795d0af2c1bfef86a0c72f0dd0ee8c28c8946b0354d2973679ab15fe"
 
 LAYERS = (LayerArch(heads=4, ffn=64), LayerArch(heads=0, ffn=3), LayerArch(heads=1, ffn=0))
 

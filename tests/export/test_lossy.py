@@ -18,7 +18,7 @@ from cofi_deploy.arch import LayerArch
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export import lossy
 from cofi_deploy.export.graph import onnx_from_model
-from cofi_deploy.export.graph_builder import WORDS
+from cofi_deploy.export.graph_builder import TYPES, WORDS
 from cofi_deploy.export.lossy import choose_numerics, quantized_modules
 from cofi_deploy.export.numerics import FP32, Numerics
 from cofi_deploy.export.onnx import export_onnx
@@ -78,11 +78,8 @@ def test_int8_keeps_norms_softmax_and_head_in_fp32(opened):
     types = {name: item.data_type for name, item in initializers(proto).items()}
     for name in model.state_dict():
         is_matrix = ".layers." in name and name.endswith("weight") and ".norm." not in name
-        is_bytes = is_matrix or name == WORDS
-        is_small_table = name in {
-            f"encoder.embeddings.{n}.weight" for n in ("position", "token_type")
-        }
-        expected = TensorProto.FLOAT16 if is_small_table else TensorProto.FLOAT
+        is_bytes = is_matrix or name in {WORDS, "encoder.embeddings.position.weight"}
+        expected = TensorProto.FLOAT16 if name == TYPES else TensorProto.FLOAT
         assert types[name] == (TensorProto.INT8 if is_bytes else expected)
     producers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:

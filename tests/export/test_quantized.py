@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from cofi_deploy.export.quantized import (
     affine,
     bfloat16_bits,
+    columns_of,
     nibbles,
     quantized,
     quantized_matrix,
@@ -35,6 +36,26 @@ def test_a_row_of_zeros_stays_zero():
     rows, scales = quantized(np.zeros((2, 4), np.float32), axis=1)
     assert not rows.any()
     assert (scales == 1.0).all()
+
+
+def test_scales_of_columns_spare_a_row_one_large_number():
+    """As position 0 of BERT has it: 1.8 in one column, where all else is about 0.05."""
+    table = np.random.default_rng(0).normal(scale=0.05, size=(512, 64)).astype(np.float32)
+    table[0, 7] = 1.8
+    columns = columns_of(table)
+    (plain, plain_scales), (fine, scales) = (
+        quantized(table, axis=1),
+        quantized(table / columns, axis=1),
+    )
+    errors = [np.abs(plain * plain_scales - table), np.abs(fine * scales * columns - table)]
+    assert errors[1][0].mean() < 0.6 * errors[0][0].mean()
+    assert errors[1].mean() < 1.1 * errors[0].mean()
+
+
+def test_columns_of_zeros_are_divided_by_one():
+    assert columns_of(np.array([[0.0, 3.0], [0.0, 4.0]], np.float32)) == pytest.approx(
+        [1.0, 12.5**0.5]
+    )
 
 
 @given(st.tuples(NUMBERS, NUMBERS).map(sorted))

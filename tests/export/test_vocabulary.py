@@ -27,7 +27,7 @@ from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
-from cofi_deploy.export.quantized import nibbles
+from cofi_deploy.export.quantized import columns_of, nibbles, quantized
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES
@@ -227,9 +227,12 @@ def test_rows_of_four_bits_are_what_a_runtime_computes_with(format_, hidden, tmp
     packed, scales = nibbles(state["encoder.embeddings.word.weight"].numpy())
     numbers = np.concatenate([packed & 15, packed >> 4], axis=1)[:, :hidden].astype(np.float32)
     rounded = {"word": (numbers - 8) * scales}
-    for name in ("position", "token_type"):
-        table = state[f"encoder.embeddings.{name}.weight"].numpy()
-        rounded[name] = table.astype(np.float16).astype(np.float32)
+    positions = state["encoder.embeddings.position.weight"].numpy()
+    columns = columns_of(positions)
+    rows, steps = quantized(positions / columns, axis=1)
+    rounded["position"] = rows.astype(np.float32) * steps * columns
+    types = state["encoder.embeddings.token_type.weight"].numpy()
+    rounded["token_type"] = types.astype(np.float16).astype(np.float32)
     for name, table in rounded.items():
         state[f"encoder.embeddings.{name}.weight"].copy_(torch.from_numpy(table))
     encoded = source.tokenizer(TEXTS[0], return_tensors="np", return_token_type_ids=True)
