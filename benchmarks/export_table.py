@@ -10,7 +10,7 @@ Shape = tuple[int, int]
 
 
 def export_tables(document: Mapping[str, Any]) -> str:
-    """A table for each model, and under the last the machine."""
+    """A table for each model, folded away under its name, and under the last the machine."""
     rows: Sequence[Row] = document["rows"]
     models = dict.fromkeys(row["model"] for row in rows)
     parts = [_table(model, [row for row in rows if row["model"] == model]) for model in models]
@@ -23,7 +23,8 @@ def _table(model: str, rows: Sequence[Row]) -> str:
     scored = next((row for row in rows if "metric" in row), None)
     metric = [] if scored is None else [scored["metric_name"], "agreement"]
     names = ["artifact", "MB", *metric, *heads]
-    lines = [f"**{model}**", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    head = f"<details><summary><b>{model}</b></summary>"
+    lines = [head, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = {
             (row["batch_size"], row["seq_len"]): row for row in rows if row["variant"] == variant
@@ -35,7 +36,7 @@ def _table(model: str, rows: Sequence[Row]) -> str:
             cells += [_number(any_row.get("metric")), _number(any_row.get("agreement"))]
         cells += [_latency(own.get(shape)) for shape in shapes]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines + _fastest(rows, shapes))
+    return "\n".join([*lines, *_fastest(rows, shapes), "", "</details>"])
 
 
 def _latency(row: Row | None) -> str:
