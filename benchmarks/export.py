@@ -28,6 +28,7 @@ from cofi_deploy.api.places import find_model
 from cofi_deploy.api.run_task import task_of_run
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.errors import CofiDeployError
+from cofi_deploy.export.numerics import PRECISIONS
 from cofi_deploy.exports import read_tuning
 from cofi_deploy.loading import load_tokenizer
 from cofi_deploy.results import result_document
@@ -40,7 +41,6 @@ from cofi_deploy.serve.runner import open_runner
 from cofi_deploy.serve.subject import Subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RUNTIMES = {"onnx": "onnxruntime-cpu", "openvino": "openvino"}
 SHAPES = ((1, 128), (32, 128))
 SPARSITIES = (0.9, 0.95)

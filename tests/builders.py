@@ -33,6 +33,22 @@ LABELS: dict[TaskKind, tuple[str, ...]] = {
 }
 
 
+def in_transformers(
+    tokenizer: Tokenizer, *, max_length: int, **words: Any
+) -> PreTrainedTokenizerFast:
+    """As a model's tokenizer, with BERT's names of the special tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+        **words,
+    )
+
+
 def bert_tokenizer(
     vocabulary: Mapping[str, int], *, max_length: int, lowercase: bool = True, **words: Any
 ) -> PreTrainedTokenizerFast:
@@ -46,16 +62,7 @@ def bert_tokenizer(
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=max_length,
-        **words,
-    )
+    return in_transformers(tokenizer, max_length=max_length, **words)
 
 
 def dense_arch(shape: DenseShape = SMALL, **changes: object) -> Arch:
@@ -141,15 +148,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=MAX_POSITIONS,
-    )
+    return in_transformers(tokenizer, max_length=MAX_POSITIONS)
 
 
 def masks_of(

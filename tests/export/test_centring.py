@@ -39,9 +39,8 @@ def arrays_of(model):
 
 def centres_of(arch, seed=0):
     rng = np.random.default_rng(seed)
-    shape = arch.hidden
     return {
-        state.writer: rng.normal(scale=3.0, size=shape).astype(np.float32)
+        state.writer: rng.normal(scale=3.0, size=arch.hidden).astype(np.float32)
         for state in states_of(arch)
     }
 

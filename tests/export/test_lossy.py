@@ -63,13 +63,18 @@ def test_every_kind_answers_nearly_like_fp32(kind, opset, numerics, opened, rand
     model, rows = opened(kind, **WIDE)
     precision, _, dynamic = numerics.partition(" ")
     chosen = choose_numerics(model, precision, rows, static=not dynamic)
-    inputs, names = random_inputs(12, 20), output_names(kind)
+    inputs, names = random_inputs(12 if dynamic else 3, 20), output_names(kind)
     got = run(onnx_from_model(model, opset=opset, numerics=chosen), inputs, names)
     expected = run(onnx_from_model(model, opset=opset), inputs, names)
     for one, other in zip(expected, got, strict=True):
         assert other.dtype == np.float32
-        share = 0.05 if precision == "int8" else 0.005
-        assert 0 < np.abs(one - other).mean() < share * np.abs(one).max()
+        difference = np.abs(one - other)
+        assert difference.any()
+        if dynamic:  # the range is each batch's own, so a lone row may be far off
+            assert difference.mean() < 0.05 * np.abs(one).max()
+        else:
+            share = 0.2 if precision == "int8" else 0.02
+            assert difference.max() < share * np.abs(one).max()
 
 
 def test_int8_keeps_norms_softmax_and_head_in_fp32(opened):

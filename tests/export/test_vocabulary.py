@@ -18,7 +18,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from cofi_deploy.arch import LayerArch
 from cofi_deploy.errors import ConfigError, ExportError
@@ -33,7 +33,7 @@ from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES
 from cofi_deploy.loading import load, load_tokenizer, save_compact
 from cofi_deploy.serve.runner import open_runner
-from tests.builders import dense_arch, random_model
+from tests.builders import dense_arch, in_transformers, random_model
 
 TEXTS = (
     "The delivery came two days late, and the box was open.",
@@ -88,18 +88,6 @@ def unigram() -> Tokenizer:
     return tokenizer
 
 
-def in_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=64,
-    )
-
-
 def text_of(*texts: str) -> CalibrationText:
     pairs = tuple((text, None) for text in texts)
     return CalibrationText(texts=pairs, max_length=64, source="test")
@@ -107,7 +95,7 @@ def text_of(*texts: str) -> CalibrationText:
 
 @pytest.fixture(scope="module", params=[wordpiece, byte_level], ids=["wordpiece", "bpe"])
 def model_dir(request, tmp_path_factory):
-    tokenizer = in_transformers(request.param())
+    tokenizer = in_transformers(request.param(), max_length=64)
     # Two rows more than pieces: tables are often padded.
     arch = dense_arch(vocab_size=len(tokenizer) + 2, max_positions=64, pad_token_id=0)
     folder = tmp_path_factory.mktemp("vocabulary") / "model"
@@ -210,7 +198,7 @@ def test_int8_and_a_cut_vocabulary_go_together(model_dir, tmp_path):
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 def test_rows_of_four_bits_are_what_a_runtime_computes_with(format_, hidden, tmp_path):
     """The artifact answers as the model whose table is rounded so, in every runtime."""
-    tokenizer = in_transformers(wordpiece())
+    tokenizer = in_transformers(wordpiece(), max_length=64)
     arch = dense_arch(vocab_size=len(tokenizer), max_positions=64, pad_token_id=0)
     arch = replace(arch, hidden=hidden)
     model = random_model("text-classification", arch)
@@ -249,7 +237,7 @@ def test_without_text_there_is_nothing_to_keep(model_dir, tmp_path):
 
 
 def test_another_type_of_tokenizer_is_refused_by_name(tmp_path):
-    tokenizer = in_transformers(unigram())
+    tokenizer = in_transformers(unigram(), max_length=64)
     arch = dense_arch(vocab_size=len(tokenizer), max_positions=64)
     save_compact(random_model("text-classification", arch), tokenizer, tmp_path / "model")
     words = "a tokenizer of type 'Unigram' cannot be cut, allowed: WordPiece and byte-level BPE"
