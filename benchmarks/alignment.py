@@ -8,22 +8,22 @@ what `--align auto` is. Writes results/alignment-widths.json.
 without and with alignment, fine-tuned equally; then scored on the development set and timed side
 by side. Writes results/alignment-<task>.json.
 
-    python benchmarks/alignment.py widths                      minutes; the machine must be idle
-    python benchmarks/alignment.py train [TASK] [MULTIPLE] [TEACHER]    hours; resumes when killed
-    python benchmarks/alignment.py measure [TASK] [MULTIPLE]   minutes; the machine must be idle
+    python benchmarks/alignment.py widths             minutes; the machine must be idle
+    python benchmarks/alignment.py train              hours; resumes when killed
+    python benchmarks/alignment.py measure            minutes; the machine must be idle
 
-Data and weights as for pruning.py. Task and multiple are mrpc and 16 if not given; a teacher that
-is not given is trained.
+Data and weights as for pruning.py.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+from command_help import as_written
 from paper_archs import write_model
 from pruning import DATA, POINTS, RUNS, train_or_resume
 
@@ -114,7 +114,8 @@ def measure(task: str, multiple: int) -> None:
     names = dict(zip(dict.fromkeys(row["model"] for row in timed.rows), labels, strict=True))
     rows = [{**row, "task": task, "model": names[row["model"]]} for row in timed.rows]
     rows += [_scored(task, name, document) for name, document in documents.items()]
-    command = ["python", "benchmarks/alignment.py", "measure", task, str(multiple)]
+    command = ["python", "benchmarks/alignment.py", "measure", f"--task={task}"]
+    command.append(f"--multiple={multiple}")
     results = result_document(rows, command=command)
     structures = {
         name: read_json(run / "model" / "config.json")["arch"] for name, run in runs.items()
@@ -169,19 +170,36 @@ def _arch(hidden: int, ffn: tuple[int, ...]) -> Arch:
     )
 
 
+_TASK = click.option("--task", default="mrpc", show_default=True)
+_MULTIPLE = click.option("--multiple", type=int, default=16, show_default=True)
+
+
+@click.group(help=as_written(__doc__))
 def main() -> None:
-    """One of the three verbs."""
-    verb, *rest = sys.argv[1:] or [""]
-    if verb == "widths":
-        widths()
-    elif verb in {"train", "measure"}:
-        task, multiple, teacher = (*rest, *("mrpc", "16", None)[len(rest) :])
-        if verb == "train":
-            train(task, int(multiple), Path(teacher) if teacher else None)
-        else:
-            measure(task, int(multiple))
-    else:
-        raise SystemExit(__doc__)
+    """`widths`, `train` or `measure`."""
+
+
+@main.command("widths")
+def time_widths() -> None:
+    """Time every size of `SIZES`."""
+    widths()
+
+
+@main.command("train")
+@_TASK
+@_MULTIPLE
+@click.option("--teacher", type=Path, help="Fine-tuned dense model; trained if not given.")
+def train_both(task: str, multiple: int, teacher: Path | None) -> None:
+    """Train without and with alignment, or go on with it."""
+    train(task, multiple, teacher)
+
+
+@main.command("measure")
+@_TASK
+@_MULTIPLE
+def measure_both(task: str, multiple: int) -> None:
+    """Score and time the teacher and both members."""
+    measure(task, multiple)
 
 
 if __name__ == "__main__":

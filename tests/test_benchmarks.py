@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 
 from cofi_deploy.artifacts import read_json, write_json
 from tests.scripts import BENCHMARKS, load_script
@@ -187,3 +188,13 @@ def test_pruning_refuses_a_task_that_it_has_no_settings_for():
     )
     assert done.returncode == 1
     assert done.stderr.strip() == "unknown task 'mprc', allowed: mrpc, sst2"
+
+
+@pytest.mark.parametrize("name", ["ablations", "accuracy", "alignment", "family"])
+def test_help_has_the_commands_line_by_line_and_unknown_names_are_refused(name: str):
+    main = load_script(name).main
+    told = CliRunner().invoke(main, ["--help"], prog_name=name, terminal_width=100).output
+    assert re.search(rf"\n +python benchmarks/{name}\.py train .*\n", told)
+    wrong = CliRunner().invoke(main, ["train", "no-such-name"], prog_name=name)
+    assert wrong.exit_code == 2
+    assert "no-such-name" in wrong.output
