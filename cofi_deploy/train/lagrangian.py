@@ -32,15 +32,18 @@ class Lagrangian(nn.Module):
         return self.lambda_linear * gap + self.lambda_quadratic * gap * gap
 
 
-def scheduled_sparsity(
-    step: int, *, start: float, target: float, warmup_steps: int, schedule: SparsitySchedule
-) -> float:
-    """Target of this optimizer step: from ``start`` to ``target`` over ``warmup_steps``.
+def scheduled_sparsity(progress: float, *, last: float, schedule: SparsitySchedule) -> float:
+    """Target after this share of the warm-up, on the way from 0 to ``last``.
 
     "linear" is the paper's; "cubic" prunes fast first and slowly near the end (Zhu and Gupta
     2017, arXiv:1710.01878).
     """
-    done = 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
     if schedule == "cubic":
-        return target + (start - target) * (1.0 - done) ** 3
-    return start + (target - start) * done
+        return last * (1.0 - (1.0 - progress) ** 3)
+    return last * progress
+
+
+def progress_at(sparsity: float, *, last: float, schedule: SparsitySchedule) -> float:
+    """The share of the warm-up after which the target is ``sparsity``, on the way to ``last``."""
+    share = min(1.0, sparsity / last)
+    return 1.0 - (1.0 - share) ** (1 / 3) if schedule == "cubic" else share

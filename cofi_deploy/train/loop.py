@@ -79,6 +79,7 @@ class Stage:
         evaluate: Metrics on the selection split; ``metric`` is the primary one.
         pace: What it has in common with the other stages of the run.
         keep_best: Restore the weights of the best evaluation at the end.
+        schedule: Which part this stage is of a longer schedule of the learning rate.
     """
 
     name: str
@@ -93,6 +94,16 @@ class Stage:
     after_step: Callable[[], None] = lambda: None
     notes: Callable[[], Mapping[str, object]] = dict
     keep_best: bool = False
+    schedule: Part | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Steps from ``begin`` up to ``end`` of ``whole``, which several stages share."""
+
+    begin: int
+    end: int
+    whole: int
 
 
 class Interruption:
@@ -261,8 +272,10 @@ def _evaluate(stage: Stage, standing: Standing, progress: RunProgress) -> None:
 
 def _step(stage: Stage, step: int) -> dict[str, float]:
     optimizer = stage.optimizers["weights"]
+    part = stage.schedule or Part(begin=0, end=stage.steps, whole=stage.steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * linear_lr(step, stage.steps, stage.pace.lr_warmup)
+        factor = linear_lr(part.begin + step, part.whole, stage.pace.lr_warmup)
+        group["lr"] = group["peak_lr"] * factor
     own_random_stream(stage.pace.seed, stage.name, step)
     scaler = stage.pace.scaler or torch.amp.GradScaler(enabled=False)
     with together():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from cofi_deploy.artifacts import read_json, sha256_file, write_json
@@ -30,7 +32,7 @@ from cofi_deploy.train.final_report import final_report
 from cofi_deploy.train.handover import read_cut, write_cut
 from cofi_deploy.train.latency_table import LatencyCost
 from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
-from cofi_deploy.train.plan import planned_stages
+from cofi_deploy.train.plan import finetune_name, planned_stages, pruning_parts
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
 from cofi_deploy.train.progress import RunProgress
@@ -42,9 +44,9 @@ from cofi_deploy.train.stages import (
     Setup,
     Student,
     distill_stage,
-    finetune_name,
     finetune_stage,
     prune_stage,
+    pruning_optimizers,
     teacher_stage,
 )
 from cofi_deploy.train.student import new_student
@@ -251,15 +253,19 @@ class Pipeline:
     def _leave(self, student: Student, step: _PruningStep, following: _PruningStep | None) -> None:
         """Write what fine-tuning and the next stage begin with."""
         if step.target is not None:
-            target = step.target
-            masks, latency = self._masks(student, target)
-            if latency is not None:
-                self._note("latency", target, latency)
-            if self.settings.multiple > 1:
-                self._note("alignment", target, self._alignment(student, target, masks))
-            write_cut(self._cut_directory(target), student, masks, self.tokenizer)
+            # A new model draws weights: with that undone, pruning goes on as without this cut.
+            with torch.random.fork_rng(devices=[]):
+                self._cut(student, step.target)
         if following is not None:
             save_stage(following.stage(), self.checkpoint, Standing())
+
+    def _cut(self, student: Student, target: Target) -> None:
+        masks, latency = self._masks(student, target)
+        if latency is not None:
+            self._note("latency", target, latency)
+        if self.settings.multiple > 1:
+            self._note("alignment", target, self._alignment(student, target, masks))
+        write_cut(self._cut_directory(target), student, masks, self.tokenizer)
 
     def _masks(self, student: Student, target: Target) -> tuple[Masks, dict[str, Any] | None]:
         """What is cut, and what was measured of it where the budget is a speedup."""
@@ -294,10 +300,10 @@ class Pipeline:
         steps = []
         if self.settings.distill_epochs > 0:
             steps.append(_PruningStep(None, lambda: distill_stage(self.setup, student, teacher)))
-        start = 0.0
-        for target in self.settings.targets:
-            steps.append(_PruningStep.to(target, start, self.setup, student, teacher))
-            start = target.share
+        optimizers = pruning_optimizers(self.setup, student)
+        prune = partial(prune_stage, self.setup, student, teacher, optimizers=optimizers)
+        for target, part in pruning_parts(self.settings, self.setup.batches).items():
+            steps.append(_PruningStep(target, partial(prune, target=target, part=part)))
         return steps
 
     def _cut_directory(self, target: Target) -> Path:
@@ -334,10 +340,3 @@ class _PruningStep(NamedTuple):
 
     target: Target | None
     stage: Callable[[], Stage]
-
-    @classmethod
-    def to(
-        cls, target: Target, start: float, setup: Setup, student: Student, teacher: Teacher
-    ) -> _PruningStep:
-        """Prune from the share ``start`` to ``target``."""
-        return cls(target, lambda: prune_stage(setup, student, teacher, target=target, start=start))

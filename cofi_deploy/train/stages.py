@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.masks import Masks
@@ -24,8 +24,9 @@ from cofi_deploy.train.distill import LayerProjection, teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
-from cofi_deploy.train.loop import Pace, Stage
+from cofi_deploy.train.loop import Pace, Part, Stage
 from cofi_deploy.train.losses import Distillation, shared_label_loss
+from cofi_deploy.train.plan import finetune_name, prune_name
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import world_size
 from cofi_deploy.train.sparsity import ParameterCost, expected_sparsity, realized_sparsity
@@ -142,23 +143,37 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
     )
 
 
-def prune_stage(
-    setup: Setup, student: Student, teacher: Teacher, *, target: Target, start: float
-) -> Stage:
-    """Learn weights and masks jointly: the target rises from the share ``start``, then stays.
-
-    In a family of targets, later members continue from the one before; their share of the
-    warm-up is the share of the cost that is still to go.
-    """
+def pruning_optimizers(setup: Setup, student: Student) -> dict[str, Optimizer]:
+    """Of weights, gates and multipliers; all stages of the pruning go on with the same."""
     s = setup.settings
-    part = (target.share - start) / s.targets[-1].share
-    warmup_steps = setup.batches.steps(s.warmup_epochs * part)
-    steps = warmup_steps + setup.batches.steps(s.prune_epochs)
+    gate_lr = s.gate_lr or _fitted_gate_lr(setup)
+    multiplier_lr = s.multiplier_lr or gate_lr
+    return {
+        "weights": _weights_optimizer(s, [student.model, student.projection], s.student_lr),
+        "gates": AdamW(student.gates.parameters(), lr=gate_lr, weight_decay=0.0),
+        "multipliers": AdamW(
+            student.lagrangian.parameters(), lr=multiplier_lr, weight_decay=0.0, maximize=True
+        ),
+    }
+
+
+def prune_stage(
+    setup: Setup,
+    student: Student,
+    teacher: Teacher,
+    *,
+    target: Target,
+    part: Part,
+    optimizers: Mapping[str, Optimizer],
+) -> Stage:
+    """Learn weights and masks jointly while the scheduled share rises to that of ``target``."""
+    s = setup.settings
+    warmup_steps = setup.batches.steps(s.warmup_epochs)
     cost = setup.cost(student.gates)
     notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
-        batch = setup.batches.at(step)
+        batch = setup.batches.at(part.begin + step)
         student.model.train()
         with setup.numerics.autocast():
             losses, notes["matched_layers"] = setup.distillation(
@@ -168,13 +183,8 @@ def prune_stage(
                 teacher.answers(batch),
                 student.gates.sample(student.generator),
             )
-        now = scheduled_sparsity(
-            step,
-            start=start,
-            target=target.share,
-            warmup_steps=warmup_steps,
-            schedule=s.sparsity_schedule,
-        )
+        progress = min(1.0, (part.begin + step) / warmup_steps) if warmup_steps else 1.0
+        now = scheduled_sparsity(progress, last=s.targets[-1].share, schedule=s.sparsity_schedule)
         keep_prob = student.gates.keep_prob()
         share = expected_share(cost, keep_prob)
         # Every process computes all of it, and losses are added up.
@@ -190,22 +200,12 @@ def prune_stage(
             "lambda_quadratic": student.lagrangian.lambda_quadratic,
         }
 
-    learners = [student.model, student.projection]
-    gate_lr = s.gate_lr or _fitted_gate_lr(setup)
     return Stage(
         name=prune_name(target),
-        steps=steps,
+        steps=part.end - part.begin,
+        schedule=part,
         modules=student.modules,
-        optimizers={
-            "weights": _weights_optimizer(s, learners, s.student_lr),
-            "gates": AdamW(student.gates.parameters(), lr=gate_lr, weight_decay=0.0),
-            "multipliers": AdamW(
-                student.lagrangian.parameters(),
-                lr=s.multiplier_lr or gate_lr,
-                weight_decay=0.0,
-                maximize=True,
-            ),
-        },
+        optimizers=optimizers,
         lr_setting="student_lr",
         generators={"gates": student.generator},
         loss=loss,
@@ -249,16 +249,6 @@ def finetune_stage(
         keep_best=True,
         pace=_pace(setup),
     )
-
-
-def prune_name(target: Target) -> str:
-    """Name of the stage that prunes to ``target``."""
-    return f"prune-{target.name}"
-
-
-def finetune_name(target: Target) -> str:
-    """Name of the stage that fine-tunes the model cut at ``target``."""
-    return f"finetune-{target.name}"
 
 
 def _notes(setup: Setup, model: CofiPreTrainedModel) -> dict[str, object]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
+from cofi_deploy.train.lagrangian import (
+    Lagrangian,
+    SparsitySchedule,
+    progress_at,
+    scheduled_sparsity,
+)
 
 FRACTIONS = st.floats(0.0, 1.0)
 
@@ -56,28 +61,23 @@ def test_ascent_and_descent_together_reach_the_target_from_both_sides(start: flo
     assert float(log_alpha.detach().sigmoid()) == pytest.approx(target, abs=0.03)
 
 
-@given(start=FRACTIONS, target=FRACTIONS, warmup=st.integers(1, 500))
-def test_schedules_run_from_start_to_target_and_stay(start: float, target: float, warmup: int):
-    for schedule in ("linear", "cubic"):
-        values = [
-            scheduled_sparsity(
-                step, start=start, target=target, warmup_steps=warmup, schedule=schedule
-            )
-            for step in range(0, 2 * warmup + 1)
-        ]
-        assert values[0] == pytest.approx(start, abs=1e-12)
-        assert values[warmup:] == pytest.approx([target] * (warmup + 1), abs=1e-12)
-        steps = [later - earlier for earlier, later in itertools.pairwise(values)]
-        assert all(step * (target - start) >= -1e-12 for step in steps)
+@pytest.mark.parametrize("schedule", ["linear", "cubic"])
+@given(last=st.floats(0.01, 1.0), progress=FRACTIONS)
+def test_schedules_rise_from_0_to_the_last_target_and_can_be_turned_round(
+    schedule: SparsitySchedule, last: float, progress: float
+):
+    words: dict[str, Any] = {"last": last, "schedule": schedule}
+    assert scheduled_sparsity(0.0, **words) == 0.0
+    assert scheduled_sparsity(1.0, **words) == last
+    value = scheduled_sparsity(progress, **words)
+    assert 0.0 <= value <= last
+    assert scheduled_sparsity(min(1.0, progress + 0.01), **words) >= value
+    again = scheduled_sparsity(progress_at(value, **words), **words)
+    assert again == pytest.approx(value, abs=1e-9)
 
 
 def test_schedules_have_their_shape_in_the_middle():
-    options = {"start": 0.2, "target": 1.0, "warmup_steps": 10}
-    assert scheduled_sparsity(5, **options, schedule="linear") == pytest.approx(0.6)
-    assert scheduled_sparsity(5, **options, schedule="cubic") == pytest.approx(1.0 - 0.8 / 8)
-
-
-def test_without_warm_up_the_target_holds_from_the_first_step():
-    for schedule in ("linear", "cubic"):
-        value = scheduled_sparsity(0, start=0.0, target=0.7, warmup_steps=0, schedule=schedule)
-        assert value == pytest.approx(0.7)
+    assert scheduled_sparsity(0.5, last=0.8, schedule="linear") == pytest.approx(0.4)
+    assert scheduled_sparsity(0.5, last=0.8, schedule="cubic") == pytest.approx(0.7)
+    assert progress_at(0.7, last=0.8, schedule="cubic") == pytest.approx(0.5)
+    assert progress_at(0.9, last=0.8, schedule="cubic") == 1.0

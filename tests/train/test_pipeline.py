@@ -100,6 +100,17 @@ def test_a_given_teacher_is_taken_instead_of_trained(finished_run, train_run, tm
         assert torch.equal(mine, other), name
 
 
+def test_the_last_of_a_family_is_bit_for_bit_what_a_run_of_its_own_gives(
+    finished_run, train_run, tmp_path
+):
+    run = train_run(tmp_path, teacher=finished_run.directory / "teacher", sparsities=(0.8,))
+    assert run.json["stages"].keys() == {"distill", "prune-0.8", "finetune-0.8"}
+    alone, member = load(run.directory / "model"), load(finished_run.directory / "model")
+    assert alone.arch == member.arch
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, member.state_dict()[name]), name
+
+
 def test_a_cached_and_a_live_teacher_lead_to_the_same_model(finished_run, train_run, tmp_path):
     few = {
         "teacher": finished_run.directory / "teacher",
