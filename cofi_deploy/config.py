@@ -54,7 +54,7 @@ class TrainSettings:
     )
     distill_epochs: float = _setting(0.0, "epochs of distillation before any pruning")
     warmup_epochs: float = _setting(4.0, "epochs in which the target sparsity rises")
-    prune_epochs: float = _setting(4.0, "epochs at the constant target, for each sparsity")
+    prune_epochs: float = _setting(4.0, "epochs behind the warm-up, at the last target")
     finetune_epochs: float = _setting(8.0, "epochs of fine-tuning the cut model")
     student_lr: float = _setting(1e-4, "peak learning rate of the weights while pruning")
     finetune_lr: float = _setting(1e-4, "peak learning rate of the cut model")

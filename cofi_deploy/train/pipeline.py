@@ -239,7 +239,7 @@ class Pipeline:
             return CachedTeacher(directory, encoded, device)
 
     def _prune(self, runner: StageRunner, student: Student, teacher: Teacher) -> None:
-        """Distil, then pass every target; each stage's end is the checkpoint of the next."""
+        """Distil, then prune, cutting on the way; each stage's end is the checkpoint of the next."""
         steps = self._pruning(student, teacher)
         for index, step in enumerate(steps):
             stage = step.stage()
