@@ -30,7 +30,7 @@ from cofi_deploy.train.gates import HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian
 from cofi_deploy.train.loop import Stage, run_stage
 from cofi_deploy.train.precision import Numerics
-from cofi_deploy.train.stages import Setup, Student, finetune_stage, prune_stage
+from cofi_deploy.train.stages import Setup, Student, finetune_stage, prune_stages
 from cofi_deploy.train.teacher import CachedTeacher, LiveTeacher, build_cache
 
 # MNLI's pairs in bert-base-uncased's tokens: the logarithms of the lengths of every 80th training
@@ -111,7 +111,9 @@ def random_split(vocabulary: int, examples: int) -> EncodedSplit:
 
 
 def _setup(numerics: Numerics, encoded: EncodedSplit) -> Setup:
-    settings = TrainSettings(batch_size=BATCH_SIZE, max_length=LONGEST, evaluations=1)
+    settings = TrainSettings(
+        batch_size=BATCH_SIZE, max_length=LONGEST, evaluations=1, sparsities=(_TARGET.value,)
+    )
     return Setup(
         task=SimpleNamespace(kind="text-classification", labels=LABELS),
         settings=settings,
@@ -148,7 +150,8 @@ def _prune(setup: Setup, arch: Arch, teacher: CachedTeacher) -> Stage:
         lagrangian=place(Lagrangian()),
         generator=torch.Generator(setup.numerics.device).manual_seed(0),
     )
-    return prune_stage(setup, student, teacher, target=_TARGET, start=0.0)
+    (stage,) = prune_stages(setup, student, teacher).values()
+    return stage
 
 
 def _finetune(setup: Setup, arch: Arch, teacher: CachedTeacher) -> Stage:

@@ -32,13 +32,12 @@ from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import Precision, TrainSettings, resolve_settings
 from cofi_deploy.loading import load_dense, load_tokenizer, read_dense_arch
 from cofi_deploy.results import result_document
-from cofi_deploy.targets import Target
 from cofi_deploy.tasks import Task, load_task
 from cofi_deploy.train.batches import Batches
 from cofi_deploy.train.distill import teacher_layers
 from cofi_deploy.train.loop import Stage, run_stage
 from cofi_deploy.train.precision import Numerics
-from cofi_deploy.train.stages import Setup, prune_stage
+from cofi_deploy.train.stages import Setup, prune_stages
 from cofi_deploy.train.student import new_student
 from cofi_deploy.train.teacher import CachedTeacher, LiveTeacher, Teacher, build_cache
 
@@ -132,8 +131,7 @@ class Bench:
     def stage(self, teacher: Teacher, steps: int | None = None) -> Stage:
         """The pruning stage without evaluations; ``steps`` from its beginning, or all."""
         student = new_student(self.model, read_dense_arch(self.model), self.setup)
-        target = Target("sparsity", TARGET)
-        stage = prune_stage(self.setup, student, teacher, target=target, start=0.0)
+        (stage,) = prune_stages(self.setup, student, teacher).values()
         return dataclasses.replace(stage, steps=steps or stage.steps, evaluate=dict)
 
     def row(self, teacher: str, **more: Any) -> dict[str, Any]:

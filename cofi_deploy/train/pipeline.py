@@ -8,8 +8,7 @@ killed run continues with the stage, and the step, that it had reached.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ from cofi_deploy.train.final_report import final_report
 from cofi_deploy.train.handover import read_cut, write_cut
 from cofi_deploy.train.latency_table import LatencyCost
 from cofi_deploy.train.loop import Stage, Standing, interruption, save_stage
-from cofi_deploy.train.plan import finetune_name, planned_stages, pruning_parts
+from cofi_deploy.train.plan import finetune_name, planned_stages
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import is_main, on_main, rank, together, world_size
 from cofi_deploy.train.progress import RunProgress
@@ -45,8 +44,7 @@ from cofi_deploy.train.stages import (
     Student,
     distill_stage,
     finetune_stage,
-    prune_stage,
-    pruning_optimizers,
+    prune_stages,
     teacher_stage,
 )
 from cofi_deploy.train.student import new_student
@@ -239,10 +237,10 @@ class Pipeline:
             return CachedTeacher(directory, encoded, device)
 
     def _prune(self, runner: StageRunner, student: Student, teacher: Teacher) -> None:
-        """Distil, then prune, cutting on the way; each stage's end is the checkpoint of the next."""
+        """Distil, prune, cut on the way; each stage's end is the checkpoint of the next."""
         steps = self._pruning(student, teacher)
         for index, step in enumerate(steps):
-            stage = step.stage()
+            stage = step.stage
             if runner.is_done(stage.name):
                 continue
             runner.run(stage)
@@ -257,7 +255,7 @@ class Pipeline:
             with torch.random.fork_rng(devices=[]):
                 self._cut(student, step.target)
         if following is not None:
-            save_stage(following.stage(), self.checkpoint, Standing())
+            save_stage(following.stage, self.checkpoint, Standing())
 
     def _cut(self, student: Student, target: Target) -> None:
         masks, latency = self._masks(student, target)
@@ -299,12 +297,9 @@ class Pipeline:
     def _pruning(self, student: Student, teacher: Teacher) -> list[_PruningStep]:
         steps = []
         if self.settings.distill_epochs > 0:
-            steps.append(_PruningStep(None, lambda: distill_stage(self.setup, student, teacher)))
-        optimizers = pruning_optimizers(self.setup, student)
-        prune = partial(prune_stage, self.setup, student, teacher, optimizers=optimizers)
-        for target, part in pruning_parts(self.settings, self.setup.batches).items():
-            steps.append(_PruningStep(target, partial(prune, target=target, part=part)))
-        return steps
+            steps.append(_PruningStep(None, distill_stage(self.setup, student, teacher)))
+        stages = prune_stages(self.setup, student, teacher)
+        return [*steps, *(_PruningStep(target, stage) for target, stage in stages.items())]
 
     def _cut_directory(self, target: Target) -> Path:
         return self.run / "cut" / target.name
@@ -339,4 +334,4 @@ class _PruningStep(NamedTuple):
     """A stage to come, and the target that the student is cut at behind it, if any."""
 
     target: Target | None
-    stage: Callable[[], Stage]
+    stage: Stage

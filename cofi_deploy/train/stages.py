@@ -5,13 +5,14 @@ Every function builds a `Stage` for `loop.run_stage`; `pipeline.py` puts them in
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from cofi_deploy.config import TrainSettings
 from cofi_deploy.masks import Masks
@@ -26,7 +27,7 @@ from cofi_deploy.train.gates import CLAMP, HardConcreteGates
 from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
 from cofi_deploy.train.loop import Pace, Part, Stage
 from cofi_deploy.train.losses import Distillation, shared_label_loss
-from cofi_deploy.train.plan import finetune_name, prune_name
+from cofi_deploy.train.plan import finetune_name, prune_name, pruning_parts
 from cofi_deploy.train.precision import Numerics
 from cofi_deploy.train.processes import world_size
 from cofi_deploy.train.sparsity import ParameterCost, expected_sparsity, realized_sparsity
@@ -143,37 +144,32 @@ def distill_stage(setup: Setup, student: Student, teacher: Teacher) -> Stage:
     )
 
 
-def pruning_optimizers(setup: Setup, student: Student) -> dict[str, Optimizer]:
-    """Of weights, gates and multipliers; all stages of the pruning go on with the same."""
-    s = setup.settings
-    gate_lr = s.gate_lr or _fitted_gate_lr(setup)
-    multiplier_lr = s.multiplier_lr or gate_lr
-    return {
-        "weights": _weights_optimizer(s, [student.model, student.projection], s.student_lr),
-        "gates": AdamW(student.gates.parameters(), lr=gate_lr, weight_decay=0.0),
-        "multipliers": AdamW(
-            student.lagrangian.parameters(), lr=multiplier_lr, weight_decay=0.0, maximize=True
-        ),
-    }
+def prune_stages(setup: Setup, student: Student, teacher: Teacher) -> dict[Target, Stage]:
+    """One pruning, in as many stages as there are targets."""
+    whole = _pruning(setup, student, teacher)
+
+    def part_of_it(target: Target, part: Part) -> Stage:
+        return dataclasses.replace(
+            whole,
+            name=prune_name(target),
+            steps=part.end - part.begin,
+            schedule=part,
+            loss=lambda step: whole.loss(part.begin + step),
+        )
+
+    parts = pruning_parts(setup.settings, setup.batches)
+    return {target: part_of_it(target, part) for target, part in parts.items()}
 
 
-def prune_stage(
-    setup: Setup,
-    student: Student,
-    teacher: Teacher,
-    *,
-    target: Target,
-    part: Part,
-    optimizers: Mapping[str, Optimizer],
-) -> Stage:
-    """Learn weights and masks jointly while the scheduled share rises to that of ``target``."""
+def _pruning(setup: Setup, student: Student, teacher: Teacher) -> Stage:
+    """Learn weights and masks jointly while the scheduled share of the cost rises."""
     s = setup.settings
     warmup_steps = setup.batches.steps(s.warmup_epochs)
     cost = setup.cost(student.gates)
     notes = _notes(setup, student.model)
 
     def loss(step: int) -> Mapping[str, Tensor | float]:
-        batch = setup.batches.at(part.begin + step)
+        batch = setup.batches.at(step)
         student.model.train()
         with setup.numerics.autocast():
             losses, notes["matched_layers"] = setup.distillation(
@@ -183,7 +179,7 @@ def prune_stage(
                 teacher.answers(batch),
                 student.gates.sample(student.generator),
             )
-        progress = min(1.0, (part.begin + step) / warmup_steps) if warmup_steps else 1.0
+        progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
         now = scheduled_sparsity(progress, last=s.targets[-1].share, schedule=s.sparsity_schedule)
         keep_prob = student.gates.keep_prob()
         share = expected_share(cost, keep_prob)
@@ -200,12 +196,21 @@ def prune_stage(
             "lambda_quadratic": student.lagrangian.lambda_quadratic,
         }
 
+    gate_lr = s.gate_lr or _fitted_gate_lr(setup)
     return Stage(
-        name=prune_name(target),
-        steps=part.end - part.begin,
-        schedule=part,
+        name="prune",
+        steps=warmup_steps + setup.batches.steps(s.prune_epochs),
         modules=student.modules,
-        optimizers=optimizers,
+        optimizers={
+            "weights": _weights_optimizer(s, [student.model, student.projection], s.student_lr),
+            "gates": AdamW(student.gates.parameters(), lr=gate_lr, weight_decay=0.0),
+            "multipliers": AdamW(
+                student.lagrangian.parameters(),
+                lr=s.multiplier_lr or gate_lr,
+                weight_decay=0.0,
+                maximize=True,
+            ),
+        },
         lr_setting="student_lr",
         generators={"gates": student.generator},
         loss=loss,
