@@ -87,7 +87,7 @@ def choose_numerics(
                 int8=dict.fromkeys(modules),
                 strongly_typed=True,
             )
-        if not static:
+        if not static or not modules:
             return Numerics(precision="int8", int8=dict.fromkeys(modules), word_bits=word_bits)
         centres, ranges = _centres_and_ranges(model, rows, modules)
         return Numerics(precision="int8", int8=ranges, word_bits=word_bits, centres=centres)

@@ -102,3 +102,9 @@ def test_int8_loses_less_where_a_channel_is_far_from_zero(write_model, random_in
     plain = choose_numerics(model, "int8", rows)
     assert not plain.centres
     assert error_of(chosen) < 0.5 * error_of(plain)
+
+
+def test_without_a_matrix_that_is_wide_enough_no_text_is_run(write_model, monkeypatch):
+    monkeypatch.setattr(lossy, "scan_channels", None)
+    model = load(write_model("text-classification", layers=STRUCTURES["vanished layers"]))
+    assert choose_numerics(model, "int8", [([1, 2], [0, 0])]).int8 == {}
