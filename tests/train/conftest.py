@@ -29,7 +29,7 @@ FEW_STEPS: dict[str, Any] = {
     "batch_size": 8,
     "teacher_epochs": 1.0,
     "distill_epochs": 0.3,
-    "warmup_epochs": 0.6,
+    "warmup_epochs": 1.0,
     "prune_epochs": 0.3,
     "finetune_epochs": 0.4,
     "dropout": 0.1,

@@ -36,7 +36,7 @@ LONG: dict[str, Any] = {
     "batch_size": 5,
     "teacher_epochs": 0.5,
     "distill_epochs": 0.2,
-    "warmup_epochs": 0.7,
+    "warmup_epochs": 1.0,
     "prune_epochs": 0.3,
     "finetune_epochs": 0.3,
     "label_weight": 0.2,
