@@ -131,7 +131,8 @@ def latencies(
     """All variants and PyTorch in turn; ``times_pytorch`` is its median over the variant's.
 
     The fastest is then measured once more with PyTorch alone, ``pair``: chosen for its luck it
-    would be flattered, and a dozen others empty the caches, which no service has to bear.
+    would be flattered, and PyTorch gets back the caches that a dozen others empty. It always
+    follows PyTorch there, whose threads may still spin: not yet told apart from the rest.
     """
     point = f"{shape[0]}x{shape[1]}"
     fitting = {name: directory for name, directory in made.items() if _fits(name, point)}

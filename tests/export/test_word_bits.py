@@ -100,3 +100,20 @@ def test_half_a_point_may_be_lost_or_half_a_percent_change(
     )
     monkeypatch.setattr(word_bits, "measure_on_text", lambda *_: parity)
     assert chosen(write_model()) == bits
+
+
+def test_words_that_alone_move_a_logit_too_far_have_8_bits(write_model, monkeypatch):
+    nothing_lost = TextParity(
+        source="test",
+        examples=1000,
+        agreement=1.0,
+        max_abs_logit_diff=None,
+        metric_name="accuracy",
+        metric=0.9,
+        metric_pytorch=0.9,
+    )
+    monkeypatch.setattr(word_bits, "measure_on_text", lambda *_: nothing_lost)
+    directory = write_model()
+    assert chosen(directory) == 4
+    monkeypatch.setattr(word_bits, "_SHARE", 0.0)
+    assert chosen(directory) == 8
