@@ -32,6 +32,11 @@ class Lagrangian(nn.Module):
         return self.lambda_linear * gap + self.lambda_quadratic * gap * gap
 
 
+def warmup_progress(step: int, warmup_steps: int) -> float:
+    """The share of the warm-up that is over at this step; all of it where there is none."""
+    return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
+
+
 def scheduled_sparsity(progress: float, *, last: float, schedule: SparsitySchedule) -> float:
     """Target after this share of the warm-up, on the way from 0 to ``last``.
 

@@ -24,7 +24,7 @@ from cofi_deploy.train.cost import Cost, expected_share, realized_share
 from cofi_deploy.train.distill import LayerProjection, teacher_layers
 from cofi_deploy.train.evaluate import evaluate
 from cofi_deploy.train.gates import CLAMP, HardConcreteGates
-from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity
+from cofi_deploy.train.lagrangian import Lagrangian, scheduled_sparsity, warmup_progress
 from cofi_deploy.train.loop import Pace, Part, Stage
 from cofi_deploy.train.losses import Distillation, shared_label_loss
 from cofi_deploy.train.plan import finetune_name, prune_name, pruning_parts
@@ -179,7 +179,7 @@ def _pruning(setup: Setup, student: Student, teacher: Teacher) -> Stage:
                 teacher.answers(batch),
                 student.gates.sample(student.generator),
             )
-        progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        progress = warmup_progress(step, warmup_steps)
         now = scheduled_sparsity(progress, last=s.targets[-1].share, schedule=s.sparsity_schedule)
         keep_prob = student.gates.keep_prob()
         share = expected_share(cost, keep_prob)

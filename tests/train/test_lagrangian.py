@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from cofi_deploy.train.lagrangian import (
     SparsitySchedule,
     progress_at,
     scheduled_sparsity,
+    warmup_progress,
 )
 
 FRACTIONS = st.floats(0.0, 1.0)
@@ -81,3 +83,24 @@ def test_schedules_have_their_shape_in_the_middle():
     assert scheduled_sparsity(0.5, last=0.8, schedule="cubic") == pytest.approx(0.7)
     assert progress_at(0.7, last=0.8, schedule="cubic") == pytest.approx(0.5)
     assert progress_at(0.9, last=0.8, schedule="cubic") == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cubic"])
+@given(target=st.floats(0.01, 1.0), warmup=st.integers(1, 500))
+def test_schedules_run_from_0_to_the_target_and_stay(
+    schedule: SparsitySchedule, target: float, warmup: int
+):
+    values = [
+        scheduled_sparsity(warmup_progress(step, warmup), last=target, schedule=schedule)
+        for step in range(0, 2 * warmup + 1)
+    ]
+    assert values[0] == pytest.approx(0.0, abs=1e-12)
+    assert values[warmup:] == pytest.approx([target] * (warmup + 1), abs=1e-12)
+    steps = [later - earlier for earlier, later in itertools.pairwise(values)]
+    assert all(step >= -1e-12 for step in steps)
+
+
+def test_without_warm_up_the_target_holds_from_the_first_step():
+    for schedule in ("linear", "cubic"):
+        value = scheduled_sparsity(warmup_progress(0, 0), last=0.7, schedule=schedule)
+        assert value == pytest.approx(0.7)
