@@ -130,9 +130,9 @@ def latencies(
 ) -> dict[str, Row]:
     """All variants and PyTorch in turn; ``times_pytorch`` is its median over the variant's.
 
-    The fastest is then measured once more with PyTorch alone, ``pair``: chosen for its luck it
-    would be flattered, and PyTorch gets back the caches that a dozen others empty. It always
-    follows PyTorch there, whose threads may still spin: not yet told apart from the rest.
+    Each timed run follows an untimed one of the same variant, as in a server: PyTorch's threads
+    spin after their work, and keep those of others from the cores. The fastest is then measured
+    once more with PyTorch alone, ``pair``: chosen for its luck it would be flattered.
     """
     point = f"{shape[0]}x{shape[1]}"
     fitting = {name: directory for name, directory in made.items() if _fits(name, point)}
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--no-tune", action="store_true", help="leave out what is searched")
     parser.add_argument("--output", type=Path, default=RESULTS / "export.json")
     arguments = parser.parse_args()
-    schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds)
+    schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds, settle=True)
     with_base, tune = not arguments.no_base, not arguments.no_tune
     for document in measure(arguments.runs, schedule, with_base=with_base, tune=tune):
         write_json(arguments.output, document)

@@ -85,7 +85,6 @@ def _conditions(document: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(map(str, sorted(threads)))} "
         f"threads; torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, openvino "
         f"{versions['openvino']}. Medians, all artifacts of a model in turn with PyTorch eager, "
-        "fp32, on the same cut model. The fastest once more in turn with PyTorch alone: both keep "
-        "their caches then, but PyTorch's threads may still spin when the other begins, which "
-        "costs it an unknown part of its time. Intervals are of 95 %."
+        "fp32, on the same cut model, each timed run after an untimed one of the same artifact; "
+        "the fastest once more in turn with PyTorch alone. Intervals are of 95 %."
     )

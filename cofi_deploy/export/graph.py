@@ -95,7 +95,12 @@ def _first_token(graph: GraphBuilder, x: str, module: str) -> str:
 def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
     tables = "encoder.embeddings"
     with graph.sublayer(tables):
-        x = graph.rows(f"{tables}.word.weight", _gather(graph, "input_ids"), f"{tables}.words")
+        x = graph.rows(
+            f"{tables}.word.weight",
+            _gather(graph, "input_ids"),
+            f"{tables}.words",
+            pick_up_to=lambda last: _gather(graph, _up_to(graph, "input_ids", last)),
+        )
         if arch.type_vocab_size > 1:
             pick = _gather(graph, "token_type_ids")
             types = graph.rows(f"{tables}.token_type.weight", pick, f"{tables}.types")
@@ -116,6 +121,10 @@ def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
 
 def _gather(graph: GraphBuilder, ids: str) -> Pick:
     return lambda table, output: graph.node("Gather", [table, ids], output)
+
+
+def _up_to(graph: GraphBuilder, ids: str, last: int) -> str:
+    return graph.node("Min", [ids, graph.integer(f"{ids}.last", last)], f"{ids}.up_to_last")
 
 
 def _pick_positions(graph: GraphBuilder, arch: Arch) -> Pick:

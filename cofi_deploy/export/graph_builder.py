@@ -18,18 +18,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cofi_deploy.export.numerics import Computed, Numerics, Range
 from cofi_deploy.export.quantized import (
-    NIBBLE_ZERO,
+    CODE_ZERO,
     Array,
     affine,
     bfloat16_bits,
     columns_of,
-    nibbles,
+    fine_and_coarse,
+    packed,
     quantized,
     quantized_matrix,
 )
 
 # Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
 Pick = Callable[[str, str], str]
+# `Pick` for a table that ends with a certain row, which stands for all that would be behind it.
+PickUpTo = Callable[[int], Pick]
 
 _DTYPES: dict[Computed, Any] = {"fp32": np.float32, "fp16": np.float16}  # numpy has no bf16
 _ONNX_TYPES: dict[Computed, int] = {
@@ -119,17 +122,26 @@ class GraphBuilder:
         value = self.weights[name].T if transpose else self.weights[name]
         return self._in_computed(name, value)
 
-    def rows(self, name: str, pick: Pick, output: str, *, plus: str | None = None) -> str:
+    def rows(
+        self,
+        name: str,
+        pick: Pick,
+        output: str,
+        *,
+        plus: str | None = None,
+        pick_up_to: PickUpTo | None = None,
+    ) -> str:
         """Rows of a table of embeddings, by ``pick(table, output)``, as numbers to compute with.
 
         Rows of fewer bits are picked first and become numbers afterwards, so that the table stays
-        as small in memory as on the disk.
+        as small in memory as on the disk; of fewer than 8 they are bytes in memory.
 
         Args:
             name: Of the table.
             pick: Adds the node that takes rows out of a table.
             output: Name of the result.
             plus: A parameter of one row that is added to all of them.
+            pick_up_to: For a table whose last rows may have fewer bits than its first.
         """
         if self.numerics.precision == "fp32" or self._usual != "fp32":
             table = self.parameter(name)
@@ -138,12 +150,14 @@ class GraphBuilder:
                 table = self.node("Add", [table, self.parameter(plus)], f"{output}.table")
             return pick(table, output)
         stored = output if plus is None else f"{output}.stored"
-        numbers = self._numbers_of_rows(name, pick, stored)
+        numbers = self._numbers_of_rows(name, pick, stored, pick_up_to)
         if plus is None:
             return numbers
         return self.node("Add", [numbers, self.parameter(plus)], output)
 
-    def _numbers_of_rows(self, name: str, pick: Pick, output: str) -> str:
+    def _numbers_of_rows(
+        self, name: str, pick: Pick, output: str, pick_up_to: PickUpTo | None
+    ) -> str:
         if self.numerics.precision == "bf16":
             stored = self._bfloat16(name, self.weights[name])
             return self.node("Cast", [pick(stored, f"{output}.bf16")], output, to=TensorProto.FLOAT)
@@ -151,8 +165,8 @@ class GraphBuilder:
             # A few rows, one of which is in every token: too small to save on.
             half = self.constant(name, self.weights[name].astype(np.float16))
             return self.node("Cast", [pick(half, f"{output}.fp16")], output, to=TensorProto.FLOAT)
-        if name == WORDS and self.numerics.word_bits == 4:
-            return self._numbers_of_nibbles(name, pick, output)
+        if pick_up_to is not None and self.numerics.fine_words is not None:
+            return self._numbers_of_codes(name, self.numerics.fine_words, pick, pick_up_to, output)
         table = self.weights[name].astype(np.float32)
         if name == WORDS:
             return self._numbers_of_bytes(name, table, pick, output)
@@ -169,26 +183,74 @@ class GraphBuilder:
         scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
         return self.node("Mul", [numbers, scale], output)
 
-    def _numbers_of_nibbles(self, name: str, pick: Pick, output: str) -> str:
-        """Two numbers of 4 bits in a byte, in arithmetic that every runtime has at every opset."""
-        table = self.weights[name].astype(np.float32)
-        packed, scales = nibbles(table)
-        picked = pick(self.constant(name, packed), f"{output}.packed")  # (..., width / 2)
-        byte = self.node("Cast", [picked], f"{output}.bytes", to=TensorProto.FLOAT)
-        shift = self.number("sixteen", 16.0)
-        shifted = self.node("Div", [byte, shift], f"{output}.shifted")
-        high = self.node("Floor", [shifted], f"{output}.high")
-        above = self.node("Mul", [high, shift], f"{output}.above")
-        low = self.node("Sub", [byte, above], f"{output}.low")
-        both = self.node("Concat", [low, high], f"{output}.both", axis=-1)  # (..., width)
-        if table.shape[1] % 2:
-            ends = [self.integers("zero", [0]), self.integers(f"{name}.width", [table.shape[1]])]
-            last = self.integers("last_axis", [-1])
-            both = self.node("Slice", [both, *ends, last], f"{output}.even")
-        zero = self.number("nibble_zero", float(NIBBLE_ZERO))
-        numbers = self.node("Sub", [both, zero], f"{output}.numbers")
+    def _numbers_of_codes(
+        self, name: str, fine: int, pick: Pick, pick_up_to: PickUpTo, output: str
+    ) -> str:
+        """Two tables: the 2 highest bits of every row, and the 4 others of ``fine`` rows.
+
+        The second has one row more, of what the other rows have in place of bits of their own.
+        """
+        codes, scales = fine_and_coarse(self.weights[name].astype(np.float32), fine)
+        width = codes.shape[1]
+        fine_codes = np.vstack([codes[:fine] & 15, np.full((1, width), 8, dtype=np.uint8)])
+        high_bits = self.constant(name, packed(codes >> 4, 2))
+        low_bits = self.constant(f"fine.{name}", packed(fine_codes, 4))
+        if self.numerics.words_unpacked == "at load":
+            high = pick(self._shifted(high_bits, 2, width), f"{output}.high.codes")
+            low = pick_up_to(fine)(self._shifted(low_bits, 4, width), f"{output}.low.codes")
+            step = self.constant("high_step", np.asarray(16.0, dtype=np.float32))
+            zero = self.constant("high_zero", np.asarray(CODE_ZERO // 16, dtype=np.uint8))
+            high = self.node("DequantizeLinear", [high, step, zero], f"{output}.high")
+            low = self.node("Cast", [low], f"{output}.low", to=TensorProto.FLOAT)
+        else:
+            high = self._divided(pick(high_bits, f"{output}.high.packed"), 2, width)
+            high = self.node("Mul", [high, self.number("sixteen", 16.0)], f"{output}.high.scaled")
+            zero = self.number("code_zero", float(CODE_ZERO))
+            high = self.node("Sub", [high, zero], f"{output}.high")
+            low = self._divided(pick_up_to(fine)(low_bits, f"{output}.low.packed"), 4, width)
+        numbers = self.node("Add", [high, low], f"{output}.numbers")
         scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
         return self.node("Mul", [numbers, scale], output)
+
+    def _shifted(self, x: str, bits: int, width: int) -> str:
+        """Bytes of `packed` as the codes in them, in bytes: for constants, in ONNX Runtime.
+
+        Not for OpenVINO, which computes BitShift in fp32, and rounds.
+        """
+        parts = []
+        for index in range(8 // bits):
+            part, above = f"{x}.{index}", 8 - bits * (index + 1)
+            shifted = x
+            if above:
+                left = self.constant(f"shift_{above}", np.asarray(above, dtype=np.uint8))
+                shifted = self.node("BitShift", [x, left], f"{part}.left", direction="LEFT")
+            right = self.constant(f"shift_{8 - bits}", np.asarray(8 - bits, dtype=np.uint8))
+            parts.append(self.node("BitShift", [shifted, right], part, direction="RIGHT"))
+        return self._side_by_side(parts, x, bits, width)
+
+    def _divided(self, x: str, bits: int, width: int) -> str:
+        """Bytes of `packed` as the codes in them, in fp32 arithmetic that every runtime has."""
+        base = self.number(f"base_{bits}", 2.0**bits)
+        rest = self.node("Cast", [x], f"{x}.numbers", to=TensorProto.FLOAT)
+        parts = []
+        for index in range(8 // bits - 1):
+            part = f"{x}.{index}"
+            quotient = self.node("Div", [rest, base], f"{part}.divided")
+            quotient = self.node("Floor", [quotient], f"{part}.above")
+            whole = self.node("Mul", [quotient, base], f"{part}.whole")
+            parts.append(self.node("Sub", [rest, whole], part))
+            rest = quotient
+        return self._side_by_side([*parts, rest], x, bits, width)
+
+    def _side_by_side(self, parts: Sequence[str], x: str, bits: int, width: int) -> str:
+        """The parts of each row one after the other, without the zeros at the end."""
+        codes = self.node("Concat", parts, f"{x}.codes", axis=-1)
+        if width % (8 // bits) == 0:
+            return codes
+        ends = [self.integers("zero", [0]), self.integers("word_width", [width])]
+        return self.node(
+            "Slice", [codes, *ends, self.integers("last_axis", [-1])], f"{x}.codes.even"
+        )
 
     def linear(self, x: str, module: str, *, output: str | None = None) -> str:
         """``x @ W.T + b`` over the last axis."""
@@ -246,9 +308,22 @@ class GraphBuilder:
         elif self.numerics.precision == "bf16" and self._usual == "fp32" and not self._is_exact:
             stored = self._bfloat16(name, self.weights[name].T)
             weight = self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
+        elif self.numerics.precision == "int8" and self._usual == "fp32":
+            weight = self._stored_in_half(name)
         else:
             weight = self.parameter(name, transpose=True)
         return self.node("MatMul", [x, weight], output)
+
+    def _stored_in_half(self, name: str) -> str:
+        """A matrix that is computed on in fp32 at int8, and takes half of that in the file.
+
+        Runtimes convert it when they open the file. Beyond the range of fp16 it stays as it is.
+        """
+        value = self.weights[name].T
+        if np.abs(value).max() > np.finfo(np.float16).max:
+            return self.parameter(name, transpose=True)
+        half = self.constant(name, value.astype(np.float16))
+        return self.node("Cast", [half], f"{name}.fp32", to=TensorProto.FLOAT)
 
     def _weight_of_bytes(self, name: str) -> str:
         """Signed bytes with one scale for each output, as numbers to compute with."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from cofi_deploy.export.activations import Extremes, Inputs, scan_activations, s
 from cofi_deploy.export.calibration import Row
 from cofi_deploy.export.centring import states_of
 from cofi_deploy.export.graph import onnx_from_model
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range, WordBits
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
 from cofi_deploy.export.parity import batch_of
 from cofi_deploy.export.quantized import Array
 from cofi_deploy.model import CofiPreTrainedModel
@@ -57,7 +57,7 @@ def choose_numerics(
     rows: Sequence[Row],
     *,
     static: bool = True,
-    word_bits: WordBits = 8,
+    fine_words: int | None = None,
     strongly_typed: bool = False,
 ) -> Numerics:
     """Decide what is computed in which numbers.
@@ -68,7 +68,7 @@ def choose_numerics(
         rows: Real text, run through the model at fp16 and at int8.
         static: At int8, fix the ranges of activations now, so that a text gets the same answer
             whatever is in its batch. Else they are found at run time, for each batch.
-        word_bits: At int8, of each number in the table of word embeddings.
+        fine_words: At int8, see `Numerics`.
         strongly_typed: For runtimes that compute in the graph's own types, see `Numerics`. They
             fuse attention in half precision only where its softmax is, too.
 
@@ -88,9 +88,16 @@ def choose_numerics(
                 strongly_typed=True,
             )
         if not static or not modules:
-            return Numerics(precision="int8", int8=dict.fromkeys(modules), word_bits=word_bits)
-        centres, ranges = _centres_and_ranges(model, rows, modules)
-        return Numerics(precision="int8", int8=ranges, word_bits=word_bits, centres=centres)
+            ranges: Mapping[str, Range | None] = dict.fromkeys(modules)
+            centres: Mapping[str, Array] = {}
+        else:
+            centres, ranges = _centres_and_ranges(model, rows, modules)
+        return Numerics(
+            precision="int8",
+            int8=ranges,
+            fine_words=fine_words,
+            centres=centres,
+        )
     return Numerics(precision=precision, strongly_typed=strongly_typed)
 
 

@@ -18,8 +18,8 @@ from cofi_deploy.errors import ConfigError, did_you_mean
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-WordBits = Literal[4, 8]
 Computed = Literal["fp32", "fp16", "bf16"]
+WordsUnpacked = Literal["at load", "when picked"]
 
 Range = tuple[float, float]  # smallest and largest value of a tensor
 
@@ -43,7 +43,11 @@ class Numerics:
         fp32_sublayers: Of a graph that computes in fp16: `encoder.layers.<n>.attention`, `.ffn`
             or `encoder.embeddings` where the numbers go beyond it.
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
-        word_bits: Of an int8 graph: of each number in the table of word embeddings, its largest.
+        fine_words: Of an int8 graph: how many rows of the table of word embeddings, the first
+            ones, have 6 bits for each number; the others have 2. None: all of them have 8.
+        words_unpacked: When rows of fewer than 8 bits become bytes. At load, if the runtime works
+            out what depends on no input when it opens a file: then picking them costs no more than
+            picking bytes. When picked, if that is done as the file is written.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
         centres: Of states, by the names of their writers; see `centring.py`. The ranges in
@@ -54,7 +58,8 @@ class Numerics:
     precision: Precision = "fp32"
     fp32_sublayers: frozenset[str] = frozenset()
     fp32_softmax: bool = False
-    word_bits: WordBits = 8
+    fine_words: int | None = None
+    words_unpacked: WordsUnpacked = "at load"
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
     centres: Mapping[str, npt.NDArray[Any]] = field(default_factory=lambda: MappingProxyType({}))
     strongly_typed: bool = False
@@ -80,7 +85,10 @@ class Numerics:
             }
         if self.precision != "int8":
             return {}
-        stored = {"int8_products": len(self.int8), "word_bits": self.word_bits}
+        bits = (
+            {"word_bits": 8} if self.fine_words is None else {"word_bits": 6, "rare_word_bits": 2}
+        )
+        stored = {"int8_products": len(self.int8), **bits}
         if not self.int8:
             return stored
         is_static = None not in self.int8.values()

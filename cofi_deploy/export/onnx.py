@@ -37,14 +37,14 @@ from cofi_deploy.export.manifest import (
     write_config_and_tokenizer,
     write_manifest,
 )
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, WordBits, check_precision
+from cofi_deploy.export.numerics import FP32, Numerics, Precision, check_precision
 from cofi_deploy.export.opsets import check_opset
 from cofi_deploy.export.parity import Infer, Inputs, Outputs
 from cofi_deploy.export.rounding import rounded_to_bf16
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
-from cofi_deploy.export.word_bits import choose_word_bits
+from cofi_deploy.export.word_bits import choose_fine_words, with_rounded_words
 from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -78,8 +78,8 @@ def export_onnx(
             it, a CPU gains the size only; bf16 halves the file alone.
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
             is what a lossy file is judged on. Without it int8 finds its ranges at run time.
-        shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 4 bits for
-            each number of its table, where held-out text allows it (`word_bits.py`).
+        shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 6 bits for
+            each number of its words and 2 for other ones, if held-out text allows (`word_bits.py`).
 
     Returns:
         ``output``.
@@ -106,7 +106,7 @@ def write_onnx_directory(
         precision,
         opened.rows(),
         static=opened.yardstick is not None,
-        word_bits=opened.word_bits(precision),
+        fine_words=opened.fine_words(precision),
     )
     with atomic_directory(output) as directory:
         parity = write_onnx(
@@ -135,27 +135,31 @@ def write_onnx_directory(
 class Opened:
     """What is exported, what it is judged by, and what `export.json` says of both.
 
-    Of several exports that share it, the answers of PyTorch are computed once.
+    Of several exports that share it, the answers of PyTorch are computed once. A cut vocabulary
+    has its ``frequent_words`` first.
     """
 
     source: Source
     model: CofiPreTrainedModel
     yardstick: Yardstick | None
     options: dict[str, Any]
+    frequent_words: int | None = None
 
     def rows(self) -> list[Row]:
         """Rows of its text, or of the built-in sentences where there is none."""
         return calibration_rows(self.source, self.yardstick.text if self.yardstick else None)
 
-    def word_bits(self, precision: Precision) -> WordBits:
-        """Of each number in the table of word embeddings; at int8 a cut table may have fewer."""
-        return self._least_word_bits if precision == "int8" else 8
+    def fine_words(self, precision: Precision) -> int | None:
+        """See `Numerics`; a number for a cut table at int8, if its text bears it."""
+        return self._fine_words if precision == "int8" else None
 
     @cached_property
-    def _least_word_bits(self) -> WordBits:
-        if self.yardstick is None or "shrink_embeddings" not in self.options:
-            return 8
-        return choose_word_bits(self.model, self.source.tokenizer, self.yardstick)
+    def _fine_words(self) -> int | None:
+        if self.yardstick is None or self.frequent_words is None:
+            return None
+        return choose_fine_words(
+            self.model, self.source.tokenizer, self.yardstick, self.frequent_words
+        )
 
 
 def open_for_export(
@@ -173,8 +177,14 @@ def open_for_export(
         yardstick = Yardstick(text=text, tokenizer=source.tokenizer, model=model)
     options = text_options(text)
     if shrink_embeddings:
-        source, model = shrink_vocabulary(source, model, text)
-        options["shrink_embeddings"] = True
+        shrunk = shrink_vocabulary(source, model, text)
+        return Opened(
+            source=shrunk.source,
+            model=shrunk.model,
+            yardstick=yardstick,
+            options={**options, "shrink_embeddings": True},
+            frequent_words=shrunk.frequent,
+        )
     return Opened(source=source, model=model, yardstick=yardstick, options=options)
 
 
@@ -204,7 +214,7 @@ def write_onnx(
     return check_answers(
         infer(path),
         source,
-        model,
+        with_rounded_words(model, numerics.fine_words),
         runtime=runtime,
         precision=numerics.precision,
         yardstick=yardstick,
@@ -233,9 +243,9 @@ def check_onnx(path: Path, arch: Arch) -> None:
     got = {item.name: tuple(item.dims) for item in proto.graph.initializer}
     expected = weight_shapes(arch)
     types = {item.name: item.data_type for item in proto.graph.initializer}
-    if types.get(WORDS) == onnx.TensorProto.UINT8:  # two numbers in each byte
+    if types.get(WORDS) == onnx.TensorProto.UINT8:  # the highest bits of four numbers in each byte
         rows, width = expected[WORDS]
-        expected[WORDS] = (rows, -(-width // 2))
+        expected[WORDS] = (rows, -(-width // 4))
     for name, shape in expected.items():
         if got.get(name) != shape:
             raise ExportError(

@@ -67,8 +67,7 @@ def check_parity(
     tokenizer: PreTrainedTokenizerBase,
     *,
     runtime: str,
-    tolerance: float,
-    relative_tolerance: float = 0.0,
+    precision: Precision,
 ) -> ExportParity:
     """Compare the artifact behind ``infer`` with ``model``.
 
@@ -76,8 +75,7 @@ def check_parity(
     both answers are compared with PyTorch's answer to the sentence alone.
 
     Raises:
-        ExportError: A logit differs by more than both tolerances, the second of which is a share
-            of the largest logit; or is not finite.
+        ExportError: A logit differs by more than `allowed_difference`, or is not finite.
     """
     rows = encode_sentences(tokenizer, model.arch)
     expected = [torch_outputs(model, batch_of([row])) for row in rows]
@@ -88,7 +86,7 @@ def check_parity(
     largest_alone = largest_difference(expected, alone)
     largest_padded = largest_difference(expected, padded)
     largest = float(np.max([largest_alone, largest_padded]))  # np.max hands NaN on
-    tolerance = max(tolerance, relative_tolerance * largest_value(expected))
+    tolerance = allowed_difference(expected, precision)
     if not largest <= tolerance:  # NaN is not <= anything
         raise ExportError(
             f"{runtime} differs from PyTorch by up to {largest_alone:.2e} on single sentences and "
@@ -183,6 +181,11 @@ def largest_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> f
         for name in row
     ]
     return float(np.max(differences))  # np.max hands NaN on
+
+
+def allowed_difference(expected: Sequence[Outputs], precision: Precision) -> float:
+    """How far a logit may be from ``expected``: the larger of the two tolerances."""
+    return max(TOLERANCE[precision], RELATIVE_TOLERANCE[precision] * largest_value(expected))
 
 
 def largest_value(outputs: Sequence[Outputs]) -> float:

@@ -5,6 +5,7 @@ Comes in: fp32 arrays. Goes out: what `graph_builder.py` stores. Nothing here kn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _INT8_MAX, _UINT8_MAX = 127, 255
 # Two signed bytes of this sum, times the largest unsigned byte, fit into 16 bits: 128 * 255.
 _PAIR_MAX = 128
 _SCALES = 17
-_NIBBLE_MAX, NIBBLE_ZERO = 7, 8  # a signed number of 4 bits, and what it is stored above
+CODE_ZERO = 32  # what a signed number of 6 bits is stored above
 
 
 def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
@@ -43,41 +44,48 @@ def columns_of(table: Array) -> Array:
     return np.where(sizes > 0, sizes, np.float32(1.0))
 
 
-def nibbles(table: Array) -> tuple[Array, Array]:
-    """Rows of signed 4-bit numbers, two in a byte, and a scale for each row.
+def fine_and_coarse(table: Array, fine: int) -> tuple[Array, Array]:
+    """Codes of 6 bits for the first rows of a table and of 2 bits for the others, and their scales.
 
-    The first half of a row is in the lower bits, the second in the upper ones; a row of odd width
-    ends with a 0. Of several scales each row takes the one whose numbers are closest to it.
+    The number of a code is ``(code - 32) * scale``, see `numbers_of_codes`. Fine rows have any code
+    but 0; coarse rows 8, 24, 40 and 56, which differ in their two highest bits alone, so that the
+    other four are stored for fine rows only. Of several scales each row takes the one whose numbers
+    are closest to it.
 
     Args:
         table: (rows, width).
+        fine: How many rows, the first ones, have 6 bits.
 
     Returns:
-        Unsigned bytes (rows, width / 2 rounded up), scales (rows, 1).
+        Codes, uint8 below 64 (rows, width), and scales (rows, 1), 0 for rows of zeros.
     """
-    least = np.abs(table).max(axis=1, keepdims=True) / _NIBBLE_MAX
-    least = np.where(least > 0, least, 1.0)
-    best_numbers = np.zeros(table.shape, dtype=np.int8)
-    best_scales = np.ones_like(least, dtype=np.float32)
-    best_error = np.full(least.shape, np.inf)
-    for factor in np.linspace(0.5, 1.0, _SCALES):
-        scales = (factor * least).astype(np.float32)  # (rows, 1)
-        numbers = np.rint(table / scales).clip(-_NIBBLE_MAX, _NIBBLE_MAX).astype(np.int8)
-        error = np.square(numbers * scales - table).sum(axis=1, keepdims=True)
-        better = error < best_error
-        best_numbers = np.where(better, numbers, best_numbers)
-        best_scales = np.where(better, scales, best_scales)
-        best_error = np.where(better, error, best_error)
-    padded = np.pad(best_numbers, ((0, 0), (0, table.shape[1] % 2))) + np.int8(NIBBLE_ZERO)
-    low, high = np.split(padded.astype(np.uint8), 2, axis=1)
-    return low | (high << np.uint8(4)), best_scales
+    parts = [
+        _closest(table[:fine], _fine_numbers, largest=CODE_ZERO - 1, factors=(0.5, 1.0)),
+        _closest(table[fine:], _coarse_numbers, largest=24, factors=(0.25, 1.0)),
+    ]
+    numbers, scales = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return (numbers + CODE_ZERO).astype(np.uint8), np.where(table.any(1, keepdims=True), scales, 0)
 
 
-def numbers_of_nibbles(packed: Array, scales: Array, width: int) -> Array:
-    """The fp32 table, (rows, ``width``), that `nibbles` stored: what a graph computes with."""
-    numbers = np.concatenate([packed & 15, packed >> 4], axis=1)[:, :width].astype(np.float32)
-    table: Array = (numbers - NIBBLE_ZERO) * scales
+def numbers_of_codes(codes: Array, scales: Array) -> Array:
+    """The fp32 table behind `fine_and_coarse`: what a graph computes with."""
+    table: Array = (codes.astype(np.float32) - CODE_ZERO) * scales
     return table
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """Codes below ``2**bits``, as many as fit in each byte: (rows, width) gets that much narrower.
+
+    The first columns are in the lowest bits, the last ones in the highest; at the end of a row
+    whose width is no multiple there are zeros.
+    """
+    count = 8 // bits
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % count)))
+    parts = np.split(padded, count, axis=1)
+    stored = np.zeros_like(parts[0])
+    for index, part in enumerate(parts):
+        stored |= part << np.uint8(index * bits)
+    return stored
 
 
 def quantized_matrix(weight: Array) -> tuple[Array, Array]:
@@ -91,19 +99,53 @@ def quantized_matrix(weight: Array) -> tuple[Array, Array]:
     Source:
         Intel's vpmaddubsw, which ONNX Runtime and oneDNN (OpenVINO) use for AVX2.
     """
-    least = np.where(weight.any(axis=1, keepdims=True), np.abs(weight), 1.0).max(axis=1) / _INT8_MAX
-    best_rows = np.zeros(weight.shape, dtype=np.int8)
-    best_scales = np.ones((len(weight), 1), dtype=np.float32)
-    best_error = np.full((len(weight), 1), np.inf)
-    for factor in np.linspace(1.0, 2.0, _SCALES):  # at 2 every pair fits as it is
-        scales = (factor * least[:, None]).astype(np.float32)  # (outputs, 1)
-        rows = _fitting(np.rint(weight / scales).astype(np.int16))
-        error = np.square(rows * scales - weight).sum(axis=1, keepdims=True)
+    # At twice the smallest scale every pair fits as it is.
+    return _closest(weight, _pairs_that_fit, largest=_INT8_MAX, factors=(1.0, 2.0))
+
+
+def _closest(
+    values: Array,
+    rounded: Callable[[Array], Array],
+    *,
+    largest: int,
+    factors: tuple[float, float],
+) -> tuple[Array, Array]:
+    """Rows as int8 and a scale for each, of several the one that is closest.
+
+    Args:
+        values: (rows, width).
+        rounded: Numbers (rows, width) as those integers that there are.
+        largest: Of those.
+        factors: First and last of the scales that are tried, where 1 takes the largest value of a
+            row to the largest integer.
+    """
+    extremes = np.abs(values).max(axis=1, keepdims=True)
+    least = np.where(extremes > 0, extremes / largest, 1.0)
+    best_numbers = np.zeros(values.shape, dtype=np.int8)
+    best_scales = np.ones((len(values), 1), dtype=np.float32)
+    best_error = np.full((len(values), 1), np.inf)
+    for factor in np.linspace(*factors, _SCALES):
+        scales = (factor * least).astype(np.float32)  # (rows, 1)
+        numbers = rounded(values / scales).astype(np.int8)
+        error = np.square(numbers * scales - values).sum(axis=1, keepdims=True)
         better = error < best_error
-        best_rows = np.where(better, rows, best_rows).astype(np.int8)
+        best_numbers = np.where(better, numbers, best_numbers)
         best_scales = np.where(better, scales, best_scales)
         best_error = np.where(better, error, best_error)
-    return best_rows, best_scales
+    return best_numbers, best_scales
+
+
+def _fine_numbers(values: Array) -> Array:
+    return np.rint(values).clip(1 - CODE_ZERO, CODE_ZERO - 1)
+
+
+def _coarse_numbers(values: Array) -> Array:
+    """-24, -8, 8 or 24, whichever is closest."""
+    return np.floor(values / 16).clip(-2, 1) * 16 + 8
+
+
+def _pairs_that_fit(values: Array) -> Array:
+    return _fitting(np.rint(values).astype(np.int16))
 
 
 def _fitting(rows: Array) -> Array:

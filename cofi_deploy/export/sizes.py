@@ -72,7 +72,7 @@ def _in_order(start: str, users: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _part_of(name: str) -> str | None:
-    for beside in ("scales.", "zeros.", "columns."):
+    for beside in ("scales.", "zeros.", "columns.", "fine."):
         name = name.removeprefix(beside)
     if name.startswith("encoder.embeddings.word"):
         return _WORDS

@@ -21,7 +21,6 @@ from cofi_deploy.export.manifest import Source
 from cofi_deploy.export.numerics import Precision
 from cofi_deploy.export.parity import (
     RELATIVE_TOLERANCE,
-    TOLERANCE,
     Infer,
     Outputs,
     batch_of,
@@ -121,8 +120,7 @@ def check_answers(
         model,
         source.tokenizer,
         runtime=runtime,
-        tolerance=TOLERANCE[precision],
-        relative_tolerance=RELATIVE_TOLERANCE[precision],
+        precision=precision,
     )
     if yardstick is None or (precision == "fp32" and source.tokenizer is yardstick.tokenizer):
         return parity

@@ -2,8 +2,8 @@
 
 Comes in: a fast tokenizer and the ids that the text needs. Goes out: the tokenizer cut to them, to
 every single character (WordPiece) or byte (byte-level BPE) and to the most common other pieces,
-with new ids, and the old id behind each new one. Next file: `vocabulary.py`, which cuts the table
-of embeddings to match.
+with new ids, those of frequent pieces first, and the old id behind each new one. Next file:
+`vocabulary.py`, which cuts the table of embeddings to match.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,35 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 _Merge = tuple[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutTokenizer:
+    """A tokenizer, and for each of its ids the old one.
+
+    The first ``frequent`` ids are those of pieces that are in use or among the most common; both
+    they and the others are in the order that they had.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    old_ids: Sequence[int]
+    frequent: int
+
+
 def cut_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, used: Collection[int], *, common: int = 0
-) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    tokenizer: PreTrainedTokenizerBase,
+    used: Collection[int],
+    *,
+    frequent: int = 0,
+    common: int = 0,
+) -> CutTokenizer:
     """Cut a fast tokenizer.
 
     Args:
         tokenizer: WordPiece or byte-level BPE.
         used: Ids of the pieces that must stay.
-        common: Where fewer pieces than that must stay, the most common others do, too: both types
-            of vocabulary are in the order in which they were learnt, the most common first.
-
-    Returns:
-        The new tokenizer, and for each of its ids the old one, in ascending order.
+        frequent: Where fewer pieces than that must stay, the most common others do, too, and count
+            as frequent: both types of vocabulary are in the order in which they were learnt, the
+            most common first.
+        common: Likewise, without counting as frequent.
 
     Raises:
         ConfigError: A tokenizer of another type.
@@ -53,12 +70,16 @@ def cut_tokenizer(
             (directory / name).unlink(missing_ok=True)
         document = _read(directory / "tokenizer.json")
         needed = _needed_ids(document, used)
-        old_ids = sorted(_needed_ids(document, _with_common(document, needed, common)))
+        first = _needed_ids(document, _with_common(document, needed, frequent))
+        kept = _needed_ids(document, _with_common(document, first, common))
+        old_ids = [*sorted(first), *sorted(kept - first)]
         new_ids = {old: new for new, old in enumerate(old_ids)}
         _renumber(document, new_ids)
         _write(directory / "tokenizer.json", document)
         _renumber_config(directory / "tokenizer_config.json", new_ids)
-        return load_tokenizer(directory), old_ids
+        return CutTokenizer(
+            tokenizer=load_tokenizer(directory), old_ids=old_ids, frequent=len(first)
+        )
 
 
 def _with_common(document: Mapping[str, Any], needed: set[int], common: int) -> set[int]:

@@ -96,11 +96,15 @@ class Schedule:
         max_seconds: No round starts later than this after the first, once there are
             ``min_repeats``.
         seed: Of the order within rounds and of the bootstrap.
+        settle: Run each subject once untimed before each timed run: for subjects of several
+            runtimes, whose threads spin for a while after their work and keep the next one's from
+            the cores. A server has one runtime.
     """
 
     min_repeats: int = 30
     max_seconds: float = 10.0
     seed: int = 0
+    settle: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a schedule without a median."""
@@ -151,7 +155,10 @@ def time_interleaved(
         while _goes_on(done, variants, (clock() - start) / 1e9, schedule):
             prepare(done)
             for index in rng.permutation(len(names)):
-                durations[names[index]].append(_time_ms(subjects[names[index]], clock))
+                subject = subjects[names[index]]
+                if schedule.settle:
+                    subject()
+                durations[names[index]].append(_time_ms(subject, clock))
             done += 1
         load = load_between(before, counters())
     ms = {name: np.asarray(values) for name, values in durations.items()}

@@ -77,19 +77,33 @@ def test_every_kind_answers_nearly_like_fp32(kind, opset, numerics, opened, rand
             assert difference.max() < share * np.abs(one).max()
 
 
-def test_int8_keeps_norms_softmax_and_head_in_fp32(opened):
+def test_int8_computes_norms_softmax_and_head_in_fp32(opened):
     model, rows = opened(**WIDE)
     proto = onnx_from_model(model, opset=17, numerics=choose_numerics(model, "int8", rows))
     types = {name: item.data_type for name, item in initializers(proto).items()}
     for name in model.state_dict():
         is_matrix = ".layers." in name and name.endswith("weight") and ".norm." not in name
         is_bytes = is_matrix or name in {WORDS, "encoder.embeddings.position.weight"}
-        expected = TensorProto.FLOAT16 if name == TYPES else TensorProto.FLOAT
+        is_half = name in {TYPES, "pooler.weight", "classifier.weight"}
+        expected = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
         assert types[name] == (TensorProto.INT8 if is_bytes else expected)
     producers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:
         if node.op_type in {"LayerNormalization", "Softmax"} or node.name.endswith(".scores"):
             assert producers[node.input[0]].op_type != "DequantizeLinear"
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
+    computed = {item.name: item.type.tensor_type.elem_type for item in inferred.value_info}
+    products = [node for node in proto.graph.node if node.op_type == "MatMul"]
+    assert {computed[name] for node in products for name in node.input} == {TensorProto.FLOAT}
+
+
+def test_a_matrix_beyond_fp16_stays_fp32_at_int8(opened):
+    model, rows = opened(**WIDE)
+    model.state_dict()["pooler.weight"][0, 0] = 1e5
+    proto = onnx_from_model(model, opset=17, numerics=choose_numerics(model, "int8", rows))
+    types = {name: item.data_type for name, item in initializers(proto).items()}
+    assert types["pooler.weight"] == TensorProto.FLOAT
+    assert types["classifier.weight"] == TensorProto.FLOAT16
 
 
 def test_tables_are_gathered_as_bytes_and_become_numbers_afterwards(opened):

@@ -78,8 +78,11 @@ def test_size_by_part_is_as_in_onnx_and_adds_up_to_the_files(precision, write_mo
     assert sum(parts.values()) == sum((directory / name).stat().st_size for name in files)
     if precision in {"fp32", "int8"}:  # of the others ONNX keeps more numbers in fp32
         other = check_export(export_onnx(model_dir, tmp_path / "onnx", precision=precision))
+        # At int8 ONNX stores the head in fp16, which OpenVINO converts before it writes its file.
+        expected = dict(other.size_by_part)
+        expected["head"] *= 2 if precision == "int8" else 1
         for part in ("word embeddings", "other embeddings", "layers", "head"):
-            assert parts[part] == pytest.approx(other.size_by_part[part], rel=0.05), part
+            assert parts[part] == pytest.approx(expected[part], rel=0.05), part
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.6)])

@@ -27,7 +27,7 @@ from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
-from cofi_deploy.export.quantized import columns_of, nibbles, quantized
+from cofi_deploy.export.quantized import columns_of, fine_and_coarse, numbers_of_codes, quantized
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES
@@ -106,7 +106,10 @@ def model_dir(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shrunk(model_dir):
     source, model = open_source(model_dir)
-    return (source, model, *shrink_vocabulary(source, model, text_of(*TEXTS)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "KEPT_SHARE", 0.5)
+        cut = shrink_vocabulary(source, model, text_of(*TEXTS))
+    return source, model, cut.source, cut.model
 
 
 def answer(model, tokenizer, text):
@@ -187,17 +190,22 @@ def test_int8_and_a_cut_vocabulary_go_together(model_dir, tmp_path):
     )
     manifest = check_export(directory)
     words, hidden = manifest.arch.vocab_size, manifest.arch.hidden
-    bits = manifest.options["word_bits"]
-    assert bits in {4, 8}  # whichever a random model's predictions bear
-    assert manifest.size_by_part["word embeddings"] == words * (hidden * bits // 8 + 4)
+    sizes = {8: words * (hidden + 4)}
+    frequent = shrink_vocabulary(*open_source(model_dir), text_of(*TEXTS)).frequent
+    sizes[6] = words * (hidden // 4 + 4) + (frequent + 1) * hidden // 2
+    # Whichever a random model's predictions bear.
+    assert manifest.size_by_part["word embeddings"] == sizes[manifest.options["word_bits"]]
     assert manifest.options["int8_products"] == 0  # too thin
     assert manifest.parity.text.examples == len(TEXTS)
 
 
-@pytest.mark.parametrize("hidden", [16, 15], ids=["even", "odd"])
+@pytest.mark.parametrize("hidden", [16, 15, 14])
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
-def test_rows_of_four_bits_are_what_a_runtime_computes_with(format_, hidden, tmp_path):
+def test_rows_of_6_and_2_bits_are_what_a_runtime_computes_with(
+    format_, hidden, tmp_path, monkeypatch
+):
     """The artifact answers as the model whose table is rounded so, in every runtime."""
+    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
     tokenizer = in_transformers(wordpiece(), max_length=64)
     arch = dense_arch(vocab_size=len(tokenizer), max_positions=64, pad_token_id=0)
     arch = replace(arch, hidden=hidden)
@@ -208,25 +216,38 @@ def test_rows_of_four_bits_are_what_a_runtime_computes_with(format_, hidden, tmp
         "onnx": (export_onnx, "onnxruntime-cpu"),
         "openvino": (export_openvino, "openvino"),
     }[format_]
-    options = {"precision": "int8", "text": text_of(*TEXTS), "shrink_embeddings": True}
+    options = {"precision": "int8", "text": text_of(TEXTS[0]), "shrink_embeddings": True}
     directory = write(tmp_path / "model", tmp_path / format_, **options)
-    source, small = shrink_vocabulary(*open_source(tmp_path / "model"), text_of(*TEXTS))
-    state = small.state_dict()
-    packed, scales = nibbles(state["encoder.embeddings.word.weight"].numpy())
-    numbers = np.concatenate([packed & 15, packed >> 4], axis=1)[:, :hidden].astype(np.float32)
-    rounded = {"word": (numbers - 8) * scales}
+    manifest = check_export(directory)
+    assert manifest.options["word_bits"] == 6
+    assert manifest.options["rare_word_bits"] == 2
+    cut = shrink_vocabulary(*open_source(tmp_path / "model"), text_of(TEXTS[0]))
+    words, frequent = cut.model.arch.vocab_size, cut.frequent
+    assert frequent < words - 20
+    packed = words * (-(-hidden // 4) + 4) + (frequent + 1) * -(-hidden // 2)
+    # OpenVINO counts the numbers that rows are unpacked with to the table.
+    assert 0 <= manifest.size_by_part["word embeddings"] - packed < (1, 100)[format_ == "openvino"]
+    source, small, state = cut.source, cut.model, cut.model.state_dict()
+    table = state["encoder.embeddings.word.weight"].numpy()
+    rounded = {"word": numbers_of_codes(*fine_and_coarse(table, frequent))}
     positions = state["encoder.embeddings.position.weight"].numpy()
     columns = columns_of(positions)
     rows, steps = quantized(positions / columns, axis=1)
     rounded["position"] = rows.astype(np.float32) * steps * columns
     types = state["encoder.embeddings.token_type.weight"].numpy()
     rounded["token_type"] = types.astype(np.float16).astype(np.float32)
+    for name, value in state.items():
+        if value.ndim == 2 and ".embeddings." not in name:  # too thin for int8
+            value.copy_(value.half().float())
     for name, table in rounded.items():
         state[f"encoder.embeddings.{name}.weight"].copy_(torch.from_numpy(table))
-    encoded = source.tokenizer(TEXTS[0], return_tensors="np", return_token_type_ids=True)
-    with open_runner(directory, runtime, threads=1) as runner:
-        got = runner.infer({name: encoded[name] for name in INPUT_NAMES})["logits"]
-    np.testing.assert_allclose(got, answer(small, source.tokenizer, TEXTS[0]), atol=1e-4)
+    texts = {TEXTS[0]: False, TEXTS[2]: True}
+    for text, has_rare_words in texts.items():
+        encoded = source.tokenizer(text, return_tensors="np", return_token_type_ids=True)
+        assert (encoded["input_ids"].max() >= frequent) == has_rare_words
+        with open_runner(directory, runtime, threads=1) as runner:
+            got = runner.infer({name: encoded[name] for name in INPUT_NAMES})["logits"]
+        np.testing.assert_allclose(got, answer(small, source.tokenizer, text), atol=1e-4)
 
 
 def test_without_text_there_is_nothing_to_keep(model_dir, tmp_path):
@@ -256,27 +277,49 @@ def test_a_cut_that_would_split_the_text_otherwise_is_refused(model_dir, monkeyp
         shrink_vocabulary(*open_source(model_dir), text_of(*TEXTS))
 
 
+def test_frequent_pieces_come_first_in_the_order_that_they_had(model_dir, monkeypatch):
+    source, model = open_source(model_dir)
+    before = source.tokenizer.get_vocab()
+    monkeypatch.setattr(vocabulary, "KEPT_SHARE", 0.9)
+    found = {}
+    for share in (0.0, 0.8):
+        monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", share)
+        cut = shrink_vocabulary(source, model, text_of("a box"))
+        after = cut.source.tokenizer.get_vocab()
+        old_ids = [before[piece] for piece in sorted(after, key=after.get)]
+        first, others = old_ids[: cut.frequent], old_ids[cut.frequent :]
+        assert first == sorted(first)
+        assert others == sorted(others)
+        assert set(source.tokenizer("a box")["input_ids"]) <= set(first)
+        found[share] = cut.frequent
+    assert found[0.0] < found[0.8]
+    assert found[0.8] >= int(0.8 * len(source.tokenizer))
+
+
 def test_common_pieces_stay_where_the_text_needs_few(model_dir, monkeypatch):
+    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
     source, model = open_source(model_dir)
     sizes = {}
     for share in (0.0, 0.99):
         monkeypatch.setattr(vocabulary, "KEPT_SHARE", share)
-        cut, small = shrink_vocabulary(source, model, text_of("a box"))
-        sizes[share] = small.arch.vocab_size
-        assert "[unused0]" not in cut.tokenizer.get_vocab()
+        cut = shrink_vocabulary(source, model, text_of("a box"))
+        sizes[share] = cut.model.arch.vocab_size
+        assert "[unused0]" not in cut.source.tokenizer.get_vocab()
     assert sizes[0.0] < sizes[0.99]
     assert sizes[0.99] >= int(0.99 * len(source.tokenizer)) - 1
     # The most common ones: what is left out has the highest ids.
-    before, after = source.tokenizer.get_vocab(), cut.tokenizer.get_vocab()
+    before, after = source.tokenizer.get_vocab(), cut.source.tokenizer.get_vocab()
     gone = [i for piece, i in before.items() if piece not in after and "unused" not in piece]
     assert min(gone, default=len(before)) >= 0.9 * len(before)
 
 
-def test_pairs_count_with_both_their_texts(model_dir):
+def test_pairs_count_with_both_their_texts(model_dir, monkeypatch):
+    monkeypatch.setattr(vocabulary, "KEPT_SHARE", 0.0)
+    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
     source, model = open_source(model_dir)
     pair = CalibrationText(texts=((TEXTS[0], TEXTS[1]),), max_length=64, source="test")
-    one = shrink_vocabulary(source, model, text_of(TEXTS[0]))[1]
-    both = shrink_vocabulary(source, model, pair)[1]
+    one = shrink_vocabulary(source, model, text_of(TEXTS[0])).model
+    both = shrink_vocabulary(source, model, pair).model
     assert both.arch.vocab_size > one.arch.vocab_size
 
 

@@ -1,4 +1,4 @@
-"""4 bits for each number of a shrunk table, or 8 where held-out text loses by it."""
+"""6 and 2 bits for numbers of a shrunk table, or 8 where held-out text loses by it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cofi_deploy.export.calibration import CalibrationText
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.parity import torch_outputs
-from cofi_deploy.export.quantized import nibbles, numbers_of_nibbles
+from cofi_deploy.export.quantized import fine_and_coarse, numbers_of_codes
 from cofi_deploy.export.text_parity import Yardstick
-from cofi_deploy.export.word_bits import choose_word_bits
+from cofi_deploy.export.word_bits import choose_fine_words
 from cofi_deploy.exports import TextParity, check_export
 from cofi_deploy.loading import load, load_tokenizer, save_compact
 
@@ -24,9 +24,12 @@ TEXT = CalibrationText(
 )
 
 
+ALL = 10**6  # more rows than any table here has
+
+
 @pytest.fixture
 def fine_model(write_model, tmp_path):
-    """A model whose words differ only in what 4 bits lose beside one large number in each row."""
+    """A model whose words differ only in what 2 bits lose beside one large number in each row."""
     directory = write_model()
     model, tokenizer = load(directory), load_tokenizer(directory)
     state = model.state_dict()
@@ -41,27 +44,28 @@ def fine_model(write_model, tmp_path):
 
 @pytest.fixture
 def coarse_model(write_model, tmp_path):
-    """A model whose rows are on a grid of 4 bits already."""
+    """A model whose rows are on a grid of 2 bits already."""
     directory = write_model()
     model, tokenizer = load(directory), load_tokenizer(directory)
     table = model.state_dict()["encoder.embeddings.word.weight"]
-    packed, scales = nibbles(table.numpy())
-    table.copy_(torch.from_numpy(numbers_of_nibbles(packed, scales, table.shape[1])))
+    table.copy_(torch.from_numpy(numbers_of_codes(*fine_and_coarse(table.numpy(), 0))))
     save_compact(model, tokenizer, tmp_path / "coarse")
     return tmp_path / "coarse"
 
 
-def chosen(directory):
+def chosen(directory, *, fine=0):
+    """Bits of the first rows."""
     source, model = open_source(directory)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     yardstick = Yardstick(text=TEXT, tokenizer=source.tokenizer, model=model)
-    bits = choose_word_bits(model, source.tokenizer, yardstick)
+    got = choose_fine_words(model, source.tokenizer, yardstick, fine)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    return bits
+    assert got in {None, fine}
+    return 8 if got is None else 6
 
 
-def test_a_table_that_loses_nothing_has_4_bits_and_one_that_does_8(coarse_model, fine_model):
-    assert chosen(coarse_model) == 4
+def test_a_table_that_loses_nothing_has_6_and_2_bits_and_one_that_does_8(coarse_model, fine_model):
+    assert chosen(coarse_model) == 6
     assert chosen(fine_model) == 8
 
 
@@ -74,15 +78,16 @@ def test_an_export_falls_back_to_8_bits_and_says_so(fine_model, tmp_path):
         manifest.arch.hidden + 4
     )
     assert manifest.options["word_bits"] == 8
+    assert "rare_word_bits" not in manifest.options
 
 
 @pytest.mark.parametrize(
     ("before", "after", "agreement", "bits"),
     [
-        (0.871, 0.866, 0.9, 4),
+        (0.871, 0.866, 0.9, 6),
         (0.871, 0.865, 0.999, 8),
-        (0.8, 0.9, 0.9, 4),
-        (None, None, 0.995, 4),
+        (0.8, 0.9, 0.9, 6),
+        (None, None, 0.995, 6),
         (None, None, 0.99, 8),
     ],
 )
@@ -99,21 +104,4 @@ def test_half_a_point_may_be_lost_or_half_a_percent_change(
         metric_pytorch=before,
     )
     monkeypatch.setattr(word_bits, "measure_on_text", lambda *_: parity)
-    assert chosen(write_model()) == bits
-
-
-def test_words_that_alone_move_a_logit_too_far_have_8_bits(write_model, monkeypatch):
-    nothing_lost = TextParity(
-        source="test",
-        examples=1000,
-        agreement=1.0,
-        max_abs_logit_diff=None,
-        metric_name="accuracy",
-        metric=0.9,
-        metric_pytorch=0.9,
-    )
-    monkeypatch.setattr(word_bits, "measure_on_text", lambda *_: nothing_lost)
-    directory = write_model()
-    assert chosen(directory) == 4
-    monkeypatch.setattr(word_bits, "_SHARE", 0.0)
-    assert chosen(directory) == 8
+    assert chosen(write_model(), fine=ALL) == bits

@@ -65,6 +65,25 @@ def test_every_round_runs_each_subject_once_in_changing_order():
     assert len(set(rounds)) == 6
 
 
+def test_settled_subjects_run_once_untimed_before_each_timed_run():
+    clock = Clock()
+    last: list[str] = []
+
+    def subject(name: str):
+        def run() -> None:
+            is_first = last[-1:] != [name]
+            clock.now += (9 if is_first else 2) * MS
+            last.append(name)
+
+        return run
+
+    schedule = Schedule(min_repeats=20, max_seconds=0.0, settle=True)
+    subjects = {name: subject(name) for name in "abc"}
+    samples = time_interleaved(subjects, schedule, clock=clock)
+    assert all(set(ms) == {2.0} for ms in samples.ms.values())
+    assert [len(ms) for ms in samples.ms.values()] == [20] * 3
+
+
 def test_warm_up_ends_when_the_subject_is_stable():
     clock = Clock()
     slow_start = clock.subject(*[100.0] * 6, *[10.0] * 1000)
