@@ -200,6 +200,7 @@ class GraphBuilder:
             low = pick_up_to(fine)(self._shifted(low_bits, 4, width), f"{output}.low.codes")
             step = self.constant("high_step", np.asarray(16.0, dtype=np.float32))
             zero = self.constant("high_zero", np.asarray(CODE_ZERO // 16, dtype=np.uint8))
+            # Cast, Mul and Sub in one.
             high = self.node("DequantizeLinear", [high, step, zero], f"{output}.high")
             low = self.node("Cast", [low], f"{output}.low", to=TensorProto.FLOAT)
         else:

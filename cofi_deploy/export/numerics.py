@@ -45,9 +45,9 @@ class Numerics:
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
         fine_words: Of an int8 graph: how many rows of the table of word embeddings, the first
             ones, have 6 bits for each number; the others have 2. None: all of them have 8.
-        words_unpacked: When rows of fewer than 8 bits become bytes. At load, if the runtime works
-            out what depends on no input when it opens a file: then picking them costs no more than
-            picking bytes. When picked, if that is done as the file is written.
+        words_unpacked: When rows of fewer than 8 bits become bytes. "at load": all of them, for a
+            runtime that works out what depends on no input when it opens a file. "when picked":
+            the rows of each text, for a converter that would write all of them as bytes.
         int8: Names of linear maps; each with the range of its input, or None to find the range
             of every batch at run time.
         centres: Of states, by the names of their writers; see `centring.py`. The ranges in
