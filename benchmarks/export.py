@@ -3,9 +3,8 @@
 Takes finished runs: exports the teacher and the members at 90 and 95 % in every format and
 precision, scores them on the development set, and times them in turn with PyTorch (eager, fp32)
 running the same model. Then the same latencies for BERT-base with random weights, in structures of
-the paper. Beside each latency stands its floor,
-operations over what square products reach here in the same precision, and which parts of the model
-take the time. Writes results/export.json.
+the paper. Beside each latency stands its floor, operations over what square products reach here in
+the same precision, and which parts of the model take the time. Writes results/export.json.
 
     python benchmarks/export.py RUN [RUN ...]          the machine must be idle
     python benchmarks/export.py RUN --seconds 5 --no-base --no-tune --output mine.json
