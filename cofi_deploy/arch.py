@@ -173,19 +173,20 @@ class Arch:
         Args:
             batch: Texts.
             length: Tokens of each.
-            first_token_only: Of a graph that computes no other token after the last attention's
-                keys and values, because its head reads no other (see `export/graph.py`).
+            first_token_only: Of a graph that computes no other token from the last attention on,
+                because its head reads no other, and goes without that one's keys and values (see
+                `export/graph.py`).
         """
         last = self.last_attention if first_token_only else len(self.layers)
         found: list[LayerFlops] = []
         for index, layer in enumerate(self.layers):
-            keys = batch * length
-            queries = keys if index < last else batch  # what the layer hands on, too
-            width = layer.heads * self.head_size
-            products = 2 * (keys + queries) * self.hidden * 2 * width  # K, V; Q, output
-            inner = 2 * queries * length * 2 * width  # scores and context
-            ffn = 2 * queries * self.hidden * 2 * layer.ffn
-            found.append(LayerFlops(attention=products + inner, ffn=ffn))
+            is_whole = index < last
+            rows = batch * length if is_whole else batch
+            maps = 2 * rows * self.hidden * 4 * layer.heads * self.head_size
+            reach = self.head_size if is_whole else self.hidden  # of a head, towards each token
+            inner = 2 * rows * length * 2 * layer.heads * reach  # scores and context
+            ffn = 2 * rows * self.hidden * 2 * layer.ffn
+            found.append(LayerFlops(attention=maps + inner, ffn=ffn))
         return tuple(found)
 
     @property

@@ -203,11 +203,10 @@ def test_unknown_or_mistyped_entries_are_refused(entry: str, value: Any, words: 
 def test_flops_behind_the_last_attention_are_those_of_one_token_for_each_text():
     layers = (LayerArch(heads=2, ffn=5), LayerArch(heads=1, ffn=0), LayerArch(heads=0, ffn=7))
     arch = dense_arch(SMALL, layers=layers)
-    batch, length, width = 3, 10, arch.head_size
+    batch, length, width = 3, 10, arch.head_size  # of the one head that layer 1 has
     whole = arch.flops_by_sublayer(batch, length)
     few = arch.flops_by_sublayer(batch, length, first_token_only=True)
     assert few[0] == whole[0]
-    keys_and_values = 2 * batch * length * arch.hidden * 2 * width
-    query_and_output = 2 * batch * arch.hidden * 2 * width
-    assert few[1].attention == keys_and_values + query_and_output + 2 * batch * length * 2 * width
+    maps = 2 * batch * arch.hidden * 4 * width
+    assert few[1].attention == maps + 2 * batch * length * 2 * arch.hidden
     assert few[2].ffn * length == whole[2].ffn

@@ -19,6 +19,7 @@ from cofi_deploy.arch import Arch
 from cofi_deploy.encoder import MASKED_SCORE
 from cofi_deploy.errors import ExportError
 from cofi_deploy.export.centring import centred
+from cofi_deploy.export.fewer_operations import with_fewer_operations
 from cofi_deploy.export.graph_builder import GraphBuilder, Pick
 from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.export.quantized import Array
@@ -49,6 +50,7 @@ def onnx_from_model(
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     _check_size(weights, numerics.precision)
     weights = centred(weights, model.arch, numerics.centres)
+    weights = with_fewer_operations(weights, model.arch, merge_biases=numerics.merge_biases)
     graph = GraphBuilder(weights, opset=opset, numerics=numerics)
     states = _encoder(graph, model.arch, model.kind)
     _head(graph, states, model.arch, model.kind)
@@ -79,7 +81,8 @@ def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
         if layer.heads:
             with graph.sublayer(f"{module}.attention"):
                 x, bias_in = graph.enter(x), graph.enter(bias)
-                x = _attention(graph, x, bias_in, arch, index, is_last=index == last)
+                attention = _attention_of_first_token if index == last else _attention
+                x = attention(graph, x, bias_in, arch, index)
         if layer.ffn:
             with graph.sublayer(f"{module}.ffn"):
                 x = _ffn(graph, graph.enter(x), f"{module}.ffn", arch)
@@ -157,10 +160,8 @@ def _attention_bias(graph: GraphBuilder) -> str:
     return graph.node("Mul", [padding, graph.number("masked_score", MASKED_SCORE)], "mask.bias")
 
 
-def _attention(
-    graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int, *, is_last: bool
-) -> str:
-    """Attention with residual and LayerNorm; where ``is_last``, of the first token to all."""
+def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -> str:
+    """Attention of every token to all, with residual and LayerNorm."""
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
     split = graph.integers(f"split_{heads}_heads", [0, 0, heads, size])
@@ -170,12 +171,7 @@ def _attention(
         states = graph.node("Reshape", [states, split], f"{module}.{name}.split")
         return graph.node("Transpose", [states], f"{module}.{name}.heads", perm=perm)
 
-    scale = graph.number("query_scale", 1.0 / math.sqrt(size))
-    asking = _first_token(graph, x, module) if is_last else x
-    query = graph.linear(asking, f"{module}.query")
-    # Scaling the query before the product lets TensorRT find its fused attention kernel.
-    query = graph.node("Mul", [query, scale], f"{module}.query.scaled")
-    query = heads_of("query", query, (0, 2, 1, 3))  # (batch, heads, sequence, head_size)
+    query = heads_of("query", graph.linear(x, f"{module}.query"), (0, 2, 1, 3))
     key = heads_of("key", graph.linear(x, f"{module}.key"), (0, 2, 3, 1))
     value = heads_of("value", graph.linear(x, f"{module}.value"), (0, 2, 1, 3))
     scores = graph.node("MatMul", [query, key], f"{module}.scores")
@@ -184,8 +180,52 @@ def _attention(
     context = graph.node("MatMul", [weights, value], f"{module}.context")
     context = graph.node("Transpose", [context], f"{module}.context.rows", perm=(0, 2, 1, 3))
     context = graph.node("Reshape", [context, merge], f"{module}.context.merged")
+    return _attention_output(graph, context, x, module, arch)
+
+
+def _attention_of_first_token(
+    graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int
+) -> str:
+    """Attention of the first token to all, without keys and values: (batch, 1, hidden).
+
+    One query for each head leaves little to share: instead of a key for every token, the query
+    goes through the key's matrix, ``q (W x) = (q W) x``; instead of a value for every token, the
+    mean of the tokens goes through the value's, whose bias is added once: weights sum up to 1.
+    """
+    module = f"encoder.layers.{index}.attention"
+    heads, size = arch.layers[index].heads, arch.head_size
+    asking = _first_token(graph, x, module)
+    by_head = graph.integers(f"first_token_{heads}_heads", [0, heads, size])
+    in_one = graph.integers(f"first_token_merge_{heads}_heads", [0, 1, heads * size])
+
+    def swapped(states: str, name: str) -> str:
+        """(batch, heads, ...) -> (heads, batch, ...) and back."""
+        return graph.node("Transpose", [states], name, perm=(1, 0, 2))
+
+    query = graph.linear(asking, f"{module}.query")
+    query = graph.node("Reshape", [query, by_head], f"{module}.query.split")
+    query = swapped(query, f"{module}.query.heads")  # (heads, batch, head_size)
+    query = graph.by_head(query, f"{module}.key", heads, into="inputs")
+    query = swapped(query, f"{module}.key.query")  # (batch, heads, hidden)
+    states = graph.node("Transpose", [x], f"{module}.states", perm=(0, 2, 1))
+    scores = graph.node("MatMul", [query, states], f"{module}.scores")
+    bias = graph.node("Squeeze", [bias, graph.integers("second_axis", [2])], f"{module}.mask")
+    scores = graph.node("Add", [scores, bias], f"{module}.scores.masked")
+    weights = graph.softmax(scores, f"{module}.weights")  # (batch, heads, sequence)
+    context = graph.node("MatMul", [weights, x], f"{module}.context")
+    context = swapped(context, f"{module}.context.heads")  # (heads, batch, hidden)
+    context = graph.by_head(context, f"{module}.value", heads, into="outputs")
+    context = swapped(context, f"{module}.context.rows")  # (batch, heads, head_size)
+    context = graph.node("Reshape", [context, in_one], f"{module}.context.merged")
+    context = graph.node(
+        "Add", [context, graph.parameter(f"{module}.value.bias")], f"{module}.value.out"
+    )
+    return _attention_output(graph, context, asking, module, arch)
+
+
+def _attention_output(graph: GraphBuilder, context: str, x: str, module: str, arch: Arch) -> str:
     out = graph.linear(context, f"{module}.output")
-    out = graph.node("Add", [out, asking], f"{module}.residual")
+    out = graph.node("Add", [out, x], f"{module}.residual")
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 

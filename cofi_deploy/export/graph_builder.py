@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -254,10 +254,32 @@ class GraphBuilder:
         )
 
     def linear(self, x: str, module: str, *, output: str | None = None) -> str:
-        """``x @ W.T + b`` over the last axis."""
+        """``x @ W.T + b`` over the last axis; without ``b`` where the weights have none."""
         product = self._product(x, module)
+        if f"{module}.bias" not in self.weights:
+            return product
         bias = self.parameter(f"{module}.bias")
         return self.node("Add", [product, bias], output or f"{module}.out")
+
+    def by_head(
+        self, x: str, module: str, heads: int, *, into: Literal["inputs", "outputs"]
+    ) -> str:
+        """Each head's part of a linear map, without its bias.
+
+        Args:
+            x: (heads, batch, outputs of a head) or (heads, batch, inputs), as ``into`` needs.
+            module: A map to the outputs of all heads, one head after the other.
+            heads: How many.
+            into: "outputs": the map itself; "inputs": its transpose.
+
+        Returns:
+            (heads, batch, inputs) or (heads, batch, outputs of a head).
+        """
+        name = f"{module}.weight"
+        matrices = self.weights[name].reshape(heads, -1, self.weights[name].shape[1])
+        if into == "outputs":
+            matrices = matrices.transpose(0, 2, 1)
+        return self.node("MatMul", [x, self._matrix(name, matrices)], f"{module}.product")
 
     def norm(self, x: str, module: str, eps: float) -> str:
         """LayerNorm over the last axis, always computed in fp32; gives the usual precision."""
@@ -306,25 +328,27 @@ class GraphBuilder:
             weight = self._weight_of_bytes(name)
         elif module in self.numerics.int8:
             return self._int8_product(x, module, self.numerics.int8[module])
-        elif self.numerics.precision == "bf16" and self._usual == "fp32" and not self._is_exact:
-            stored = self._bfloat16(name, self.weights[name].T)
-            weight = self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
-        elif self.numerics.precision == "int8" and self._usual == "fp32":
-            weight = self._stored_in_half(name)
         else:
-            weight = self.parameter(name, transpose=True)
+            weight = self._matrix(name, self.weights[name].T)
         return self.node("MatMul", [x, weight], output)
 
-    def _stored_in_half(self, name: str) -> str:
-        """A matrix that is computed on in fp32 at int8, and takes half of that in the file.
+    def _matrix(self, name: str, value: Array) -> str:
+        """The weight ``name``, in the layout of ``value``, as numbers to compute with.
 
-        Runtimes convert it when they open the file. Beyond the range of fp16 it stays as it is.
+        Stored in half the space where that costs nothing, and converted when a runtime opens it.
         """
-        value = self.weights[name].T
-        if np.abs(value).max() > np.finfo(np.float16).max:
-            return self.parameter(name, transpose=True)
-        half = self.constant(name, value.astype(np.float16))
-        return self.node("Cast", [half], f"{name}.fp32", to=TensorProto.FLOAT)
+        numerics = self.numerics
+        if numerics.precision == "bf16" and self._usual == "fp32" and not self._is_exact:
+            stored = self._bfloat16(name, value)
+        elif self._fits_half(value) and numerics.precision == "int8" and self._usual == "fp32":
+            stored = self.constant(name, value.astype(np.float16))
+        else:
+            return self._in_computed(name, value)
+        return self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
+
+    @staticmethod
+    def _fits_half(value: Array) -> bool:
+        return bool(np.abs(value).max() <= np.finfo(np.float16).max)
 
     def _weight_of_bytes(self, name: str) -> str:
         """Signed bytes with one scale for each output, as numbers to compute with."""

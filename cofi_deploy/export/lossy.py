@@ -24,6 +24,7 @@ from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
 from cofi_deploy.export.parity import batch_of
 from cofi_deploy.export.quantized import Array
+from cofi_deploy.kinds import TaskKind, is_per_token
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def choose_numerics(
         sublayers = _beyond_fp16(model, rows)
         return Numerics(precision="fp16", fp32_sublayers=sublayers, fp32_softmax=not strongly_typed)
     if precision == "int8":
-        modules = quantized_modules(model.arch)
+        modules = quantized_modules(model.arch, model.kind)
         if strongly_typed:
             return Numerics(
                 precision="int8",
@@ -98,16 +99,21 @@ def choose_numerics(
             fine_words=fine_words,
             centres=centres,
         )
-    return Numerics(precision=precision, strongly_typed=strongly_typed)
+    return Numerics(
+        precision=precision, strongly_typed=strongly_typed, merge_biases=not strongly_typed
+    )
 
 
-def quantized_modules(arch: Arch) -> list[str]:
+def quantized_modules(arch: Arch, kind: TaskKind) -> list[str]:
     """Linear maps of the layers that are wide enough to gain from int8."""
     modules: list[str] = []
+    # There, keys and values are no products of tokens; see `graph.py`.
+    last = None if is_per_token(kind) else arch.last_attention
     for index, layer in enumerate(arch.layers):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
         if min(arch.hidden, layer.heads * arch.head_size) >= MIN_INT8_SIZE:
-            modules += [f"{attention}.{part}" for part in ("query", "key", "value", "output")]
+            parts = ("query", "output") if index == last else ("query", "key", "value", "output")
+            modules += [f"{attention}.{part}" for part in parts]
         if min(arch.hidden, layer.ffn) >= MIN_INT8_SIZE:
             modules += [f"{ffn}.up", f"{ffn}.down"]
     return modules

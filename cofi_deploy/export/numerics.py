@@ -53,6 +53,8 @@ class Numerics:
         centres: Of states, by the names of their writers; see `centring.py`. The ranges in
             ``int8`` are those of the states without them.
         strongly_typed: See above.
+        merge_biases: See `fewer_operations.py`. States are then others than the model's: ranges
+            and ``centres`` do not fit them.
     """
 
     precision: Precision = "fp32"
@@ -63,6 +65,7 @@ class Numerics:
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
     centres: Mapping[str, npt.NDArray[Any]] = field(default_factory=lambda: MappingProxyType({}))
     strongly_typed: bool = False
+    merge_biases: bool = False
 
     @property
     def computed(self) -> Computed:

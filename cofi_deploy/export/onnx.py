@@ -27,6 +27,7 @@ from cofi_deploy.export.calibration import (
     calibration_rows,
     text_options,
 )
+from cofi_deploy.export.fewer_operations import idle_biases
 from cofi_deploy.export.graph import onnx_from_model
 from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.lossy import choose_numerics
@@ -46,6 +47,7 @@ from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.export.word_bits import choose_fine_words, with_rounded_words
 from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
+from cofi_deploy.kinds import TaskKind, is_per_token
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -207,7 +209,7 @@ def write_onnx(
     props = {f"{METADATA_PREFIX}{key}": value for key, value in entries.items()}
     onnx.helper.set_model_props(proto, props)
     onnx.save_model(proto, path)
-    check_onnx(path, source.arch)
+    check_onnx(path, source.arch, source.kind)
     runtime, infer = _RUNTIME, onnxruntime_infer
     if numerics.computed == "bf16":
         runtime, infer = f"{_RUNTIME}, rounded to bf16", _rounded_infer
@@ -229,8 +231,13 @@ def _rounded_infer(path: Path) -> Infer:
         return onnxruntime_infer(rounded)
 
 
-def check_onnx(path: Path, arch: Arch) -> None:
+def check_onnx(path: Path, arch: Arch, kind: TaskKind) -> None:
     """Check a file's graph, its inferred shapes, and the sizes of its weights against ``arch``.
+
+    Args:
+        path: Of the file.
+        arch: What it must be.
+        kind: Of its task.
 
     Raises:
         ExportError: The first problem found.
@@ -241,13 +248,14 @@ def check_onnx(path: Path, arch: Arch) -> None:
         raise ExportError(f"{str(path)!r} is no valid ONNX model: {error}") from error
     proto = onnx.load(path)
     got = {item.name: tuple(item.dims) for item in proto.graph.initializer}
-    expected = weight_shapes(arch)
+    expected = weight_shapes(arch, kind)
+    idle = idle_biases(arch)
     types = {item.name: item.data_type for item in proto.graph.initializer}
     if types.get(WORDS) == onnx.TensorProto.UINT8:  # the highest bits of four numbers in each byte
         rows, width = expected[WORDS]
         expected[WORDS] = (rows, -(-width // 4))
     for name, shape in expected.items():
-        if got.get(name) != shape:
+        if got.get(name) != shape and not (name in idle and name not in got):
             raise ExportError(
                 f"{str(path)!r} has {name!r} of shape {got.get(name)}, the Arch says {shape}"
             )
@@ -256,9 +264,13 @@ def check_onnx(path: Path, arch: Arch) -> None:
         raise ExportError(f"{str(path)!r} has weights that the Arch has not: {strangers[:5]}")
 
 
-def weight_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
-    """Shape of every encoder weight in the ONNX graph; linear maps are (in, out)."""
+def weight_shapes(arch: Arch, kind: TaskKind) -> dict[str, tuple[int, ...]]:
+    """Shape of every encoder weight in the ONNX graph.
+
+    Linear maps are (in, out), those that are taken by head (heads, in, out); see `graph.py`.
+    """
     hidden = arch.hidden
+    last = None if is_per_token(kind) else arch.last_attention
     shapes = _embedding_shapes(arch)
     for index, layer in enumerate(arch.layers):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
@@ -272,6 +284,10 @@ def weight_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
             linears[f"{ffn}.down"] = (layer.ffn, hidden)
         for name, shape in linears.items():
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
+        if index == last:
+            by_head = (layer.heads, arch.head_size, hidden)
+            shapes[f"{attention}.key.weight"] = by_head
+            shapes[f"{attention}.value.weight"] = (by_head[0], by_head[2], by_head[1])
         for module, kept in ((attention, layer.heads), (ffn, layer.ffn)):
             if kept:
                 shapes |= {f"{module}.norm.weight": (hidden,), f"{module}.norm.bias": (hidden,)}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import Source, write_manifest
 from cofi_deploy.export.onnx import MODEL_FILE
 from cofi_deploy.export.openvino import MODEL_FILE as IR_FILE
@@ -38,7 +39,9 @@ def export_structure(source: Source, directory: Path, *, export_format: ExportFo
     directory.mkdir(parents=True)
     model = build(CofiConfig.from_arch(source.arch, source.kind, labels=source.labels))
     path = directory / MODEL_FILE
-    onnx.save_model(onnx_from_model(model, opset=DEFAULT_OPSETS[export_format]), path)
+    opset = DEFAULT_OPSETS[export_format]
+    numerics = choose_numerics(model, "fp32", rows=())
+    onnx.save_model(onnx_from_model(model, opset=opset, numerics=numerics), path)
     if export_format == "openvino":
         write_ir(source, path, directory / IR_FILE)
         path.unlink()

@@ -129,7 +129,7 @@ def test_refittable_engines_need_a_gpu(flag, monkeypatch):
 def test_weights_of_bytes_are_stored_so_and_computed_in_fp16(int8_engine, write_model):
     manifest = check_export(int8_engine)
     model = load(write_model(**WIDE))
-    modules = quantized_modules(model.arch)
+    modules = quantized_modules(model.arch, model.kind)
     assert manifest.options["int8_products"] == len(modules) == 8
     assert manifest.options["int8_activations"] == "fp16"
     numerics = Numerics(precision="int8", int8=dict.fromkeys(modules), strongly_typed=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import numpy as np
@@ -33,6 +32,7 @@ def fused(model, heads: int, name: str = "Attention_0") -> onnx.ModelProto:
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     parts = [f"{MODULE}.{part}" for part in ("query", "key", "value")]
     # Names that say nothing of the layer, as an optimiser makes them.
+    values[f"{MODULE}.key.bias"] = np.zeros_like(values[f"{MODULE}.query.bias"])
     for suffix in ("weight", "bias"):
         joined = np.concatenate([values[f"{part}.{suffix}"] for part in parts], axis=-1)
         graph.initializer.append(numpy_helper.from_array(joined, f"qkv_{suffix}"))
@@ -47,7 +47,7 @@ def fused(model, heads: int, name: str = "Attention_0") -> onnx.ModelProto:
         name=name,
         domain="com.microsoft",
         num_heads=heads,
-        scale=1.0 / math.sqrt(model.arch.head_size),
+        scale=1.0,  # which is in the query's map
     )
     at = next(i for i, n in enumerate(graph.node) if f"{MODULE}.context.merged" in n.output)
     nodes = list(graph.node)

@@ -56,18 +56,29 @@ def test_weights_beyond_two_gib_are_refused_before_anything_is_built(write_model
 def test_initializers_carry_the_names_of_our_parameters(write_model):
     model = load(write_model())
     proto = onnx_from_model(model, opset=17)
-    names = {item.name for item in proto.graph.initializer}
-    assert set(model.state_dict()) <= names
-    for item in proto.graph.initializer:
-        if item.name in model.state_dict() and not item.name.startswith("encoder.embeddings"):
-            expected = model.state_dict()[item.name].numpy().T
-            np.testing.assert_array_equal(onnx.numpy_helper.to_array(item), expected)
+    expected = {name: tensor.numpy().T for name, tensor in model.state_dict().items()}
+    for layer in (1, 2):
+        attention = f"encoder.layers.{layer}.attention"
+        expected[f"{attention}.query.weight"] /= np.sqrt(np.float32(8.0))
+        expected[f"{attention}.query.bias"] /= np.sqrt(np.float32(8.0))
+        del expected[f"{attention}.key.bias"]
+    # Of the last attention each head has matrices of its own: of the key's map the transpose.
+    by_head = expected[f"{attention}.key.weight"].T.reshape(3, 8, model.arch.hidden)
+    expected[f"{attention}.key.weight"] = by_head
+    by_head = expected[f"{attention}.value.weight"].T.reshape(3, 8, model.arch.hidden)
+    expected[f"{attention}.value.weight"] = by_head.transpose(0, 2, 1)
+    got = {item.name: onnx.numpy_helper.to_array(item) for item in proto.graph.initializer}
+    assert set(expected) <= set(got)
+    assert f"{attention}.key.bias" not in got
+    for name, array in expected.items():
+        if not name.startswith("encoder.embeddings"):
+            np.testing.assert_allclose(got[name], array, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_node_is_named_for_the_sublayer_that_asks_for_it(precision, write_model):
     model = load(write_model())
-    maps = {"encoder.layers.2.attention.query": None, "encoder.layers.2.attention.key": (-1.0, 1.0)}
+    maps = {"encoder.layers.2.attention.query": None, "encoder.layers.1.attention.key": (-1.0, 1.0)}
     listed = frozenset({"encoder.layers.2.ffn"})
     numerics = Numerics(
         precision=precision,
@@ -82,7 +93,7 @@ def test_every_node_is_named_for_the_sublayer_that_asks_for_it(precision, write_
     handed_over = {
         "fp32": "head/pooler.product",
         "fp16": "encoder.layers.2.ffn/encoder.layers.2.attention.norm.out_fp16.fp32",
-        "int8": "encoder.layers.2.attention/encoder.layers.1.attention.norm.out.uint8",
+        "int8": "encoder.layers.1.attention/encoder.layers.0.ffn.norm.out.uint8",
     }
     assert handed_over[precision] in names
 
@@ -99,7 +110,10 @@ def test_behind_the_last_attention_only_the_token_that_is_read_is_computed(write
     # Layers: FFN alone, one head alone, three heads and FFN.
     shapes = shapes_of(onnx_from_model(load(write_model()), opset=17))
     assert shapes["encoder.layers.1.attention.norm.out"][1] != 1
-    assert shapes["encoder.layers.2.attention.key.product"][1] != 1
+    # (heads, batch, ...): neither keys nor values have an axis of tokens.
+    hidden, head_size = 29, 8
+    assert shapes["encoder.layers.2.attention.key.product"] == [3, "batch", hidden]
+    assert shapes["encoder.layers.2.attention.value.product"] == [3, "batch", head_size]
     for name in ("attention.query.product", "attention.norm.out", "ffn.up.product", "ffn.norm.out"):
         assert shapes[f"encoder.layers.2.{name}"][1] == 1, name
 

@@ -81,10 +81,15 @@ def test_int8_computes_norms_softmax_and_head_in_fp32(opened):
     model, rows = opened(**WIDE)
     proto = onnx_from_model(model, opset=17, numerics=choose_numerics(model, "int8", rows))
     types = {name: item.data_type for name, item in initializers(proto).items()}
+    # Of the last attention there are no keys and values: few products, which bytes do not pay for.
+    few = {f"encoder.layers.2.attention.{part}.weight" for part in ("key", "value")}
     for name in model.state_dict():
+        if name.endswith(".key.bias"):
+            continue
         is_matrix = ".layers." in name and name.endswith("weight") and ".norm." not in name
         is_bytes = is_matrix or name in {WORDS, "encoder.embeddings.position.weight"}
-        is_half = name in {TYPES, "pooler.weight", "classifier.weight"}
+        is_half = name in {TYPES, "pooler.weight", "classifier.weight"} | few
+        is_bytes = is_bytes and not is_half
         expected = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
         assert types[name] == (TensorProto.INT8 if is_bytes else expected)
     producers = {output: node for node in proto.graph.node for output in node.output}
@@ -121,7 +126,7 @@ def test_tables_are_gathered_as_bytes_and_become_numbers_afterwards(opened):
 @pytest.mark.parametrize(
     ("structure", "expected"),
     [
-        pytest.param(WIDE, 18, id="wide enough"),
+        pytest.param(WIDE, 16, id="wide enough"),
         pytest.param(HIDDEN_PRUNED, 0, id="hidden too thin"),
         pytest.param(
             {
@@ -132,14 +137,14 @@ def test_tables_are_gathered_as_bytes_and_become_numbers_afterwards(opened):
                 ),
                 "hidden": 32,
             },
-            2 + 4,
+            2 + 2,
             id="thin attention, thin ffn, nothing",
         ),
     ],
 )
 def test_matrices_too_thin_to_gain_stay_fp32(structure, expected, opened):
     model, rows = opened(**structure)
-    assert len(quantized_modules(model.arch)) == expected
+    assert len(quantized_modules(model.arch, model.kind)) == expected
     numerics = choose_numerics(model, "int8", rows)
     proto = onnx_from_model(model, opset=17, numerics=numerics)
     matrices = [item for name, item in initializers(proto).items() if ".layers." in name]
@@ -269,7 +274,7 @@ def test_bf16_stores_matrices_and_tables_in_half_the_space(opened):
         ("bf16", {"opset": 17}),
         (
             "int8",
-            {"opset": 17, "int8_products": 18, "word_bits": 8, "int8_activations": "dynamic"},
+            {"opset": 17, "int8_products": 16, "word_bits": 8, "int8_activations": "dynamic"},
         ),
     ],
 )
