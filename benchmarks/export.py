@@ -46,6 +46,7 @@ SHAPES = ((1, 128), (32, 128))
 SPARSITIES = (0.9, 0.95)
 BASE_STRUCTURES = ("mean-s95", "sst2-s95")
 PYTORCH = "torch fp32"
+SETTLE_MS = 10.0  # longer than PyTorch's threads spin after their work
 
 Row = dict[str, Any]
 
@@ -129,9 +130,8 @@ def latencies(
 ) -> dict[str, Row]:
     """All variants and PyTorch in turn; ``times_pytorch`` is its median over the variant's.
 
-    In turn with a dozen others, few timed runs follow PyTorch, whose threads spin for milliseconds
-    after their work and keep those of others from the cores. (With PyTorch alone every second one
-    did: 2.95 instead of 2.25 ms, though an untimed run lay between, but 59.6 either way.)
+    Each runs untimed before each timed run, so that no threads of another one still spin: with one
+    untimed run alone between them, 2.95 instead of 2.25 ms were seen after PyTorch.
     """
     point = f"{shape[0]}x{shape[1]}"
     fitting = {name: directory for name, directory in made.items() if _fits(name, point)}
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--no-tune", action="store_true", help="leave out what is searched")
     parser.add_argument("--output", type=Path, default=RESULTS / "export.json")
     arguments = parser.parse_args()
-    schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds, settle=True)
+    schedule = Schedule(min_repeats=10, max_seconds=arguments.seconds, settle_ms=SETTLE_MS)
     with_base, tune = not arguments.no_base, not arguments.no_tune
     for document in measure(arguments.runs, schedule, with_base=with_base, tune=tune):
         write_json(arguments.output, document)

@@ -72,7 +72,7 @@ def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
     with graph.sublayer("mask"):
         bias = _attention_bias(graph)
     # What follows the last attention is computed token by token, and a pooler reads the first token
-    # alone: at 95 %, where few sublayers are left, this is up to half of the work.
+    # alone: at 95 %, where few sublayers are left, this is a quarter to a third of the work.
     last = None if is_per_token(kind) else arch.last_attention
     if last == -1:
         x = _first_token(graph, x, "encoder.embeddings")

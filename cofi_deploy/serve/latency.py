@@ -96,15 +96,15 @@ class Schedule:
         max_seconds: No round starts later than this after the first, once there are
             ``min_repeats``.
         seed: Of the order within rounds and of the bootstrap.
-        settle: Run each subject once untimed before each timed run: for subjects of several
-            runtimes, whose threads spin for a while after their work and keep the next one's from
-            the cores. A server has one runtime.
+        settle_ms: Run each subject untimed before each timed run, once and until this time is
+            over: for subjects of several runtimes, whose threads spin for a while after their work
+            and keep the next one's from the cores. A server has one runtime. 0: not at all.
     """
 
     min_repeats: int = 30
     max_seconds: float = 10.0
     seed: int = 0
-    settle: bool = False
+    settle_ms: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a schedule without a median."""
@@ -156,8 +156,7 @@ def time_interleaved(
             prepare(done)
             for index in rng.permutation(len(names)):
                 subject = subjects[names[index]]
-                if schedule.settle:
-                    subject()
+                _settle(subject, schedule.settle_ms, clock)
                 durations[names[index]].append(_time_ms(subject, clock))
             done += 1
         load = load_between(before, counters())
@@ -170,6 +169,12 @@ def _goes_on(done: int, variants: int, elapsed_s: float, schedule: Schedule) -> 
     if done < max(schedule.min_repeats, passes * variants) or done % variants:
         return True
     return done < MAX_ROUNDS and elapsed_s < schedule.max_seconds
+
+
+def _settle(subject: Callable[[], None], least_ms: float, clock: Callable[[], int]) -> None:
+    start = clock()
+    while (clock() - start) / 1e6 < least_ms:
+        subject()
 
 
 def _warm_up(subject: Callable[[], None], schedule: Schedule, clock: Callable[[], int]) -> int:

@@ -65,22 +65,24 @@ def test_every_round_runs_each_subject_once_in_changing_order():
     assert len(set(rounds)) == 6
 
 
-def test_settled_subjects_run_once_untimed_before_each_timed_run():
+@pytest.mark.parametrize(("settle_ms", "expected"), [(0.0, {2.0, 9.0}), (10.0, {2.0})])
+def test_settled_subjects_are_timed_when_threads_of_others_rest(settle_ms: float, expected):
     clock = Clock()
-    last: list[str] = []
+    spinning = {"whose": "", "until": 0}
 
     def subject(name: str):
         def run() -> None:
-            is_first = last[-1:] != [name]
-            clock.now += (9 if is_first else 2) * MS
-            last.append(name)
+            is_disturbed = spinning["whose"] != name and clock.now < spinning["until"]
+            clock.now += (9 if is_disturbed else 2) * MS
+            if not is_disturbed:
+                spinning.update(whose=name, until=clock.now + 7 * MS)
 
         return run
 
-    schedule = Schedule(min_repeats=20, max_seconds=0.0, settle=True)
+    schedule = Schedule(min_repeats=20, max_seconds=0.0, settle_ms=settle_ms)
     subjects = {name: subject(name) for name in "abc"}
     samples = time_interleaved(subjects, schedule, clock=clock)
-    assert all(set(ms) == {2.0} for ms in samples.ms.values())
+    assert {ms for each in samples.ms.values() for ms in each} == expected
     assert [len(ms) for ms in samples.ms.values()] == [20] * 3
 
 
