@@ -28,7 +28,8 @@ class GraphFacts:
     """What a graph says of itself; empty where it says nothing that we can read.
 
     ``word_rows`` are the rows of its word table, ``heads`` (heads, head size) of each layer and
-    each of query, key and value, as the Reshape that splits them has it.
+    each of query, key and value, as the Reshape that splits them has it; where a graph goes without
+    keys and values, of the query alone.
     """
 
     word_rows: int | None = None
@@ -53,10 +54,19 @@ def graph_facts(checked: Checked) -> GraphFacts:
 
 
 def check_runnable_heads(checked: Checked) -> list[Diagnosis]:
-    """Heads that do not fit the width of their layer: a graph that fails on every input."""
+    """Heads that do not fit the width of their layer: a graph that fails on every input.
+
+    In a layer without keys they meet matrices of each head, and any other number does not fit.
+    """
     heads = graph_facts(checked).heads
-    width = {index: _sizes(checked, index) for index, _ in heads}
-    wrong = [key for key, (count, size) in heads.items() if count * size != _product(width[key[0]])]
+    wrong = []
+    for (index, part), found in heads.items():
+        expected = _sizes(checked, index)
+        fits = (
+            _product(found) == _product(expected) if (index, "key") in heads else found == expected
+        )
+        if not fits:
+            wrong.append((index, part))
     return _head_faults(checked, heads, wrong, "; the graph cannot be run")
 
 
@@ -110,7 +120,7 @@ def _onnx_facts(path: Path) -> GraphFacts:
         match = _SPLIT.match(node.name)
         if match and node.op_type == "Reshape" and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]])
-            heads[int(match[1]), match[2]] = (int(shape[2]), int(shape[3]))
+            heads[int(match[1]), match[2]] = (int(shape[-2]), int(shape[-1]))
     words = constants.get(_WORDS)
     return GraphFacts(word_rows=words.dims[0] if words is not None else None, heads=heads)
 
@@ -127,7 +137,7 @@ def _openvino_facts(path: Path) -> GraphFacts:
         if match and node.get_type_name() == "Reshape":
             pattern = node.input_value(1).get_node()
             if pattern.get_type_name() == "Constant":
-                _, _, count, size = pattern.data.tolist()
+                *_, count, size = pattern.data.tolist()
                 heads[int(match[1]), match[2]] = (count, size)
         elif name == _WORDS and node.get_output_partial_shape(0).is_static:
             word_rows = node.get_output_shape(0)[0]

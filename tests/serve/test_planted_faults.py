@@ -76,14 +76,15 @@ def constant(graph, name):
     return numpy_helper.to_array(tensor)
 
 
-def with_heads(count, size):
-    """Splits layer 1 of a graph into other heads."""
+def with_heads(count, size, layer=0):
+    """Splits a layer of a graph into other heads; the last one splits its query alone."""
 
     def change(graph):
-        graph.initializer.append(numpy_helper.from_array(np.array([0, 0, count, size]), "planted"))
-        splits = re.compile(r"encoder\.layers\.1\.attention\.\w+\.split")
+        shape = [0, 0, count, size] if layer == 0 else [0, count, size]
+        graph.initializer.append(numpy_helper.from_array(np.array(shape), "planted"))
+        splits = re.compile(rf"encoder\.layers\.{layer}\.attention\.\w+\.split")
         changed = [node for node in graph.node if splits.fullmatch(node.name)]
-        assert len(changed) == 3
+        assert len(changed) == (3 if layer == 0 else 1)
         for node in changed:
             node.input[1] = "planted"
 
@@ -164,7 +165,7 @@ def test_a_healthy_int8_openvino_export_has_no_diagnosis(subjects, checked, tmp_
 
 @pytest.fixture
 def six_wide(subjects, tmp_path):
-    """An export of the dense model whose layer 1 computes 2 heads of 8 instead of 4 of 4."""
+    """An export of the dense model whose layer 0 computes 2 heads of 8 instead of 4 of 4."""
     source = subjects["dense"].artifacts["onnxruntime-cpu"]
     return with_graph(source, tmp_path / "heads", with_heads(2, 8))
 
@@ -185,7 +186,7 @@ def test_a_wrong_head_count_names_the_layer_and_both_counts(subjects, checked, s
         and (row["model"], row["runtime"]) == ("pruned", "onnxruntime-cpu")
     ]
     assert sentence.startswith(
-        "pruned in onnxruntime-cpu: layer 1 of the graph computes 2 heads of size 8, but the model "
+        "pruned in onnxruntime-cpu: layer 0 of the graph computes 2 heads of size 8, but the model "
         "has 4 of size 4, and its answers differ from PyTorch's for "
         f"{1 - row['agreement']:.1%} of the examples, its logits by up to "
         f"{row['max_abs_logit_diff']:.3g}; export it again: cofi-deploy export "
@@ -199,17 +200,21 @@ def test_a_wrong_head_count_is_found_in_openvino_too(subjects, checked, six_wide
     ir = openvino.convert_model(six_wide / "model.onnx")
     openvino.save_model(ir, directory / "openvino_model.xml", compress_to_fp16=False)
     result = checked(as_pruned(subjects, openvino=manifest_renewed(directory)))
-    assert "pruned in openvino: layer 1 of the graph computes 2 heads of size 8" in only(
+    assert "pruned in openvino: layer 0 of the graph computes 2 heads of size 8" in only(
         result, "head_count"
     )
 
 
-def test_heads_that_do_not_fit_are_told_without_running_them(subjects, checked, tmp_path):
+@pytest.mark.parametrize(("count", "size", "layer"), [(3, 4, 0), (3, 4, 1), (2, 8, 1)])
+def test_heads_that_do_not_fit_are_told_without_running_them(
+    count, size, layer, subjects, checked, tmp_path
+):
     source = subjects["dense"].artifacts["onnxruntime-cpu"]
-    directory = with_graph(source, tmp_path / "heads", with_heads(3, 4))
+    directory = with_graph(source, tmp_path / "heads", with_heads(count, size, layer))
     result = checked(as_pruned(subjects, onnxruntime_cpu=directory))
     sentence = only(result, "head_count")
-    assert "computes 3 heads of size 4, but the model has 4 of size 4; the graph cannot" in sentence
+    words = f"layer {layer} of the graph computes {count} heads of size {size}, but the model has 4"
+    assert f"{words} of size 4; the graph cannot" in sentence
     skipped = {each["runtime"]: each["reason"] for each in result.document["skipped"]}
     assert skipped == {"onnxruntime-cpu": sentence}
 
@@ -597,4 +602,4 @@ def test_verify_exits_1_and_prints_the_fault(subjects, six_wide, tmp_path, monke
     )
     assert result.exit_code == 1, result.stderr
     printed = " ".join(result.stderr.split())
-    assert "Missed: pruned in onnxruntime-cpu: layer 1 of the graph computes 2 heads" in printed
+    assert "Missed: pruned in onnxruntime-cpu: layer 0 of the graph computes 2 heads" in printed
