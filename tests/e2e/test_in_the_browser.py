@@ -241,7 +241,7 @@ def test_the_sentences_tell_labels_and_precisions_apart(exports, expected):
         for node in onnx.load(exports["int8"] / "model.onnx").graph.node
         if node.op_type == "DequantizeLinear" and node.name.endswith(".weight.numbers")
     ]
-    assert len(products) == 12
+    assert len(products) == 10  # two layers; the last has neither keys nor values
     both = zip(expected["fp32"], expected["int8"], strict=True)
     apart = max(abs(exact[label] - lossy[label]) for exact, lossy in both for label in exact)
     assert apart > 2 * TOLERANCE["int8"]
