@@ -191,6 +191,10 @@ def _attention_of_first_token(
     One query for each head leaves little to share: instead of a key for every token, the query
     goes through the key's matrix, ``q (W x) = (q W) x``; instead of a value for every token, the
     mean of the tokens goes through the value's, whose bias is added once: weights sum up to 1.
+
+    Source:
+        DeepSeek-AI 2024, DeepSeek-V2 (arXiv:2405.04434), section 2.1: maps of keys and values
+        absorbed by those of queries and outputs. There it saves a cache.
     """
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
