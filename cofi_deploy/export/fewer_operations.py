@@ -32,20 +32,12 @@ def with_fewer_operations(
     Args:
         weights: fp32, by the model's names; they are not changed.
         arch: Whose weights they are.
-        merge_biases: Leave out the last bias of each sublayer, too: the state that it is added to
-            is shifted by it, see `centring.py`.
+        merge_biases: Leave out the last bias of each sublayer, too, and of attention that of the
+            value: the state that they are added to is shifted by them, see `centring.py`.
     """
     found = dict(weights)
     if merge_biases:
-        biases = {state.writer: f"{state.adder}.bias" for state in states_of(arch)}
-        biases = {
-            writer: name
-            for writer, name in biases.items()
-            if np.abs(weights[name]).max() <= _LARGEST_SHIFT
-        }
-        found = centred(found, arch, {writer: -weights[name] for writer, name in biases.items()})
-        for name in biases.values():
-            del found[name]
+        found = _without_last_biases(found, arch)
     for index, layer in enumerate(arch.layers):
         if layer.heads:
             module = f"encoder.layers.{index}.attention"
@@ -55,11 +47,45 @@ def with_fewer_operations(
     return found
 
 
+def _without_last_biases(weights: Mapping[str, Array], arch: Arch) -> dict[str, Array]:
+    centres: dict[str, Array] = {}
+    idle: list[str] = []
+    for state in states_of(arch):
+        last = f"{state.adder}.bias"
+        values = [reader for reader in state.readers if reader.endswith(".value")]
+        both = _shift_for_both(weights, state.adder, values[0]) if values else None
+        centre = -weights[last] if both is None else both
+        if np.abs(centre).max() > _LARGEST_SHIFT:
+            continue
+        centres[state.writer] = centre
+        idle += [last] if both is None else [last, f"{values[0]}.bias"]
+    shifted = centred(weights, arch, centres)
+    return {name: array for name, array in shifted.items() if name not in idle}
+
+
+def _shift_for_both(weights: Mapping[str, Array], output: str, value: str) -> Array | None:
+    """By how much less a state must be for attention to need no bias of values and of the output.
+
+    A shift ``c`` adds ``V c`` to values and ``c`` to the sum behind the output, so that it must be
+    ``O (b_v + V c) + b_o + c = 0``. None where it would cost digits: close to singular.
+    """
+    outputs = weights[f"{output}.weight"].astype(np.float64)
+    bias = weights[f"{output}.bias"] + outputs @ weights[f"{value}.bias"]
+    system = np.eye(len(bias)) + outputs @ weights[f"{value}.weight"]
+    try:
+        shift = np.linalg.solve(system, -bias)
+    except np.linalg.LinAlgError:
+        return None
+    is_small = np.abs(shift).max() <= _LARGEST_SHIFT  # false for NaN
+    return shift.astype(np.float32) if is_small else None
+
+
 def idle_biases(arch: Arch) -> frozenset[str]:
     """Names of the biases that a graph may be without."""
-    keys = (
-        f"encoder.layers.{index}.attention.key.bias"
+    of_attention = (
+        f"encoder.layers.{index}.attention.{part}.bias"
         for index, layer in enumerate(arch.layers)
+        for part in ("key", "value")
         if layer.heads
     )
-    return frozenset(keys) | {f"{state.adder}.bias" for state in states_of(arch)}
+    return frozenset(of_attention) | {f"{state.adder}.bias" for state in states_of(arch)}

@@ -104,22 +104,57 @@ def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
             f"{tables}.words",
             pick_up_to=lambda last: _gather(graph, _up_to(graph, "input_ids", last)),
         )
-        if arch.type_vocab_size > 1:
-            pick = _gather(graph, "token_type_ids")
-            types = graph.rows(f"{tables}.token_type.weight", pick, f"{tables}.types")
-            x = graph.node("Add", [x, types], f"{tables}.words_and_types")
-        positions = graph.rows(
-            f"{tables}.position.weight",
-            _pick_positions(graph, arch),
-            f"{tables}.positions",
-            plus=f"{tables}.token_type.weight" if arch.type_vocab_size == 1 else None,
-        )
-        x = graph.node("Add", [x, positions], f"{tables}.sum")  # (batch, sequence, width)
+        if graph.numerics.joins_tables and arch.type_vocab_size > 1 and not arch.position_offset:
+            places = _types_and_positions(graph, arch)
+        else:
+            if arch.type_vocab_size > 1:
+                pick = _gather(graph, "token_type_ids")
+                types = graph.rows(f"{tables}.token_type.weight", pick, f"{tables}.types")
+                x = graph.node("Add", [x, types], f"{tables}.words_and_types")
+            places = graph.rows(
+                f"{tables}.position.weight",
+                _pick_positions(graph, arch),
+                f"{tables}.positions",
+                plus=f"{tables}.token_type.weight" if arch.type_vocab_size == 1 else None,
+            )
+        x = graph.node("Add", [x, places], f"{tables}.sum")  # (batch, sequence, width)
         x = graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
     if arch.embedding is None:
         return x
     with graph.sublayer(f"{tables}.project"):
         return graph.leave(graph.linear(graph.enter(x), f"{tables}.project"))
+
+
+def _types_and_positions(graph: GraphBuilder, arch: Arch) -> str:
+    """Rows of a table that has every sum of a type and a position: (batch, sequence, width).
+
+    The runtime makes the table when it opens the file, and saves an addition for every token.
+    """
+    name, rows = "encoder.embeddings.places", arch.position_rows
+    types = graph.node(
+        "Unsqueeze",
+        [graph.parameter("encoder.embeddings.token_type.weight"), graph.integers("one_axis", [1])],
+        f"{name}.types",
+    )
+    positions = graph.parameter("encoder.embeddings.position.weight")
+    table = graph.node("Add", [types, positions], f"{name}.by_type")
+    shape = graph.integers(f"{name}.shape", [arch.type_vocab_size * rows, arch.embedding_width])
+    table = graph.node("Reshape", [table, shape], f"{name}.table")
+    start = graph.node(
+        "Mul", ["token_type_ids", graph.integer(f"{name}.of_a_type", rows)], f"{name}.first"
+    )
+    number = _up_to_length(
+        graph, graph.integers(f"{name}.numbers", range(rows)), f"{name}.position"
+    )
+    ids = graph.node("Add", [start, number], f"{name}.ids")
+    return graph.node("Gather", [table, ids], name)
+
+
+def _up_to_length(graph: GraphBuilder, table: str, output: str) -> str:
+    """As many rows of a table as texts have tokens."""
+    length = graph.once("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
+    zero = graph.integers("zero", [0])
+    return graph.node("Slice", [table, zero, length, zero], output)
 
 
 def _gather(graph: GraphBuilder, ids: str) -> Pick:
@@ -137,9 +172,7 @@ def _pick_positions(graph: GraphBuilder, arch: Arch) -> Pick:
     """
     name = "encoder.embeddings.positions"
     if not arch.position_offset:
-        length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)  # (1,)
-        zero = graph.integers("zero", [0])
-        return lambda table, output: graph.node("Slice", [table, zero, length, zero], output)
+        return lambda table, output: _up_to_length(graph, table, output)
     padding = graph.integer("padding", arch.position_offset - 1)
     is_padding = graph.node("Equal", ["input_ids", padding], f"{name}.is_padding")
     is_token = graph.node("Not", [is_padding], f"{name}.is_token")
@@ -221,9 +254,7 @@ def _attention_of_first_token(
     context = graph.by_head(context, f"{module}.value", heads, into="outputs")
     context = swapped(context, f"{module}.context.rows")  # (batch, heads, head_size)
     context = graph.node("Reshape", [context, in_one], f"{module}.context.merged")
-    context = graph.node(
-        "Add", [context, graph.parameter(f"{module}.value.bias")], f"{module}.value.out"
-    )
+    context = graph.plus_bias(context, f"{module}.value")
     return _attention_output(graph, context, asking, module, arch)
 
 

@@ -255,11 +255,14 @@ class GraphBuilder:
 
     def linear(self, x: str, module: str, *, output: str | None = None) -> str:
         """``x @ W.T + b`` over the last axis; without ``b`` where the weights have none."""
-        product = self._product(x, module)
+        return self.plus_bias(self._product(x, module), module, output=output)
+
+    def plus_bias(self, x: str, module: str, *, output: str | None = None) -> str:
+        """``x + b`` of a linear map; ``x`` where the weights have none."""
         if f"{module}.bias" not in self.weights:
-            return product
+            return x
         bias = self.parameter(f"{module}.bias")
-        return self.node("Add", [product, bias], output or f"{module}.out")
+        return self.node("Add", [x, bias], output or f"{module}.out")
 
     def by_head(
         self, x: str, module: str, heads: int, *, into: Literal["inputs", "outputs"]

@@ -76,6 +76,11 @@ class Numerics:
             return self.precision
         return "fp32"
 
+    @property
+    def joins_tables(self) -> bool:
+        """Whether the runtime is to make one table of two when it opens the file."""
+        return self.precision == "fp32" and self.merge_biases and self.words_unpacked == "at load"
+
     def to_json(self) -> dict[str, Any]:
         """What `export.json` says beyond the name of the precision."""
         if self.precision == "fp16":

@@ -21,7 +21,7 @@ from cofi_deploy.loading import load
 # What graphs are made of at this version. Where this fails although weights come out as before
 # (a test model has changed), replace the checksum alone; else raise the version, too.
 VERSION = 4
-SHA256 = "8747c3ba205a203f84462af91b74b1d75d757e91dcb584cb24b1fc5559b78e4d"
+SHA256 = "3e962059ba01ba67f8c161acd33bc0bc78d0a7d38d512df02fdf2f7ce9eb73dd"
 
 LAYERS = (LayerArch(heads=4, ffn=64), LayerArch(heads=0, ffn=3), LayerArch(heads=1, ffn=0))
 

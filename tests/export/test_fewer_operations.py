@@ -30,15 +30,15 @@ STRUCTURES = {
 
 @pytest.fixture
 def biased(write_model):
-    """A model whose biases are as large as those of trained ones: else none of them matters."""
+    """A model with biases of some size: those of a new one are 0, and none of them matters."""
 
-    def make(kind="text-classification", **changes):
+    def make(kind="text-classification", size=0.1, **changes):
         model = load(write_model(kind, **changes))
         random = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, tensor in model.named_parameters():
                 if name.endswith(".bias"):
-                    tensor.copy_(torch.randn(tensor.shape, generator=random))
+                    tensor.copy_(size * torch.randn(tensor.shape, generator=random))
         return model
 
     return make
@@ -50,11 +50,11 @@ def outputs_of(proto, inputs):
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-@pytest.mark.parametrize("merge_biases", [True, False])
+@pytest.mark.parametrize(("merge_biases", "size"), [(True, 0.1), (True, 1.0), (False, 1.0)])
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("kind", TASK_KINDS)
-def test_graphs_answer_like_the_model(kind, structure, merge_biases, biased, random_inputs):
-    model = biased(kind, layers=STRUCTURES[structure])
+def test_graphs_answer_like_the_model(kind, structure, merge_biases, size, biased, random_inputs):
+    model = biased(kind, size, layers=STRUCTURES[structure])
     proto = onnx_from_model(model, opset=17, numerics=Numerics(merge_biases=merge_biases))
     onnx.checker.check_model(proto, full_check=True)
     inputs = random_inputs(3, 20)
@@ -62,8 +62,23 @@ def test_graphs_answer_like_the_model(kind, structure, merge_biases, biased, ran
         expected = model.outputs({name: torch.from_numpy(x) for name, x in inputs.items()})
     for name, got in outputs_of(proto, inputs).items():
         np.testing.assert_allclose(got, expected[name].numpy(), atol=3e-5)
-    written = {item.name for item in proto.graph.initializer}
-    assert bool(written & idle_biases(model.arch)) is (not merge_biases and structure != "nothing")
+    left = {item.name for item in proto.graph.initializer} & idle_biases(model.arch)
+    assert not any(name.endswith("key.bias") for name in left)
+    if merge_biases:  # of random weights, some shifts for both biases would be too large
+        assert all(name.endswith("value.bias") for name in left)
+
+
+def test_token_types_that_differ_within_a_text_are_added_where_they_are(biased, random_inputs):
+    model = biased()
+    proto = onnx_from_model(model, opset=17, numerics=Numerics(merge_biases=True))
+    assert {node.name for node in proto.graph.node} >= {"encoder.embeddings.places.table"}
+    inputs = random_inputs(3, 20)
+    inputs["token_type_ids"] = np.random.default_rng(0).integers(0, 2, (3, 20))
+    with torch.inference_mode():
+        expected = model.outputs({name: torch.from_numpy(x) for name, x in inputs.items()})
+    np.testing.assert_allclose(
+        outputs_of(proto, inputs)["logits"], expected["logits"].numpy(), atol=3e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
@@ -100,6 +115,25 @@ def test_a_bias_that_would_cost_digits_stays(biased):
     model = biased(layers=STRUCTURES["usual"])
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     adders = [state.adder for state in states_of(model.arch)]
-    weights[f"{adders[3]}.bias"] = np.full_like(weights[f"{adders[3]}.bias"], 1e4)
+    for far in (2, 3):  # an attention and an FFN
+        weights[f"{adders[far]}.bias"] = np.full_like(weights[f"{adders[far]}.bias"], 1e4)
     fewest = with_fewer_operations(weights, model.arch, merge_biases=True)
-    assert [f"{adder}.bias" in fewest for adder in adders] == [False] * 3 + [True] + [False] * 2
+    stays = [f"{adder}.bias" in fewest for adder in adders]
+    assert stays == [False, False, True, True, False, False]
+    values = [f"encoder.layers.{index}.attention.value.bias" in fewest for index in range(3)]
+    assert values == [False, True, False]
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6])
+def test_near_a_singular_map_of_values_their_bias_stays(distance, biased):
+    model = biased(layers=STRUCTURES["usual"])
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    module = "encoder.layers.1.attention"
+    # O V takes away the first number of a state, which the residual brings.
+    for part in ("output", "value"):
+        weights[f"{module}.{part}.weight"] = np.zeros_like(weights[f"{module}.{part}.weight"])
+    weights[f"{module}.output.weight"][0, 0] = -1.0 + distance
+    weights[f"{module}.value.weight"][0, 0] = 1.0
+    fewest = with_fewer_operations(weights, model.arch, merge_biases=True)
+    assert f"{module}.value.bias" in fewest
+    assert f"{module}.output.bias" not in fewest
