@@ -81,8 +81,8 @@ def test_size_by_part_is_as_in_onnx_and_adds_up_to_the_files(precision, write_mo
         # At fp32 ONNX has the numbers of the positions, too, which pick rows of a joined table.
         expected = dict(other.size_by_part)
         expected["other embeddings"] -= 8 * 64 if precision == "fp32" else 0
-        # At int8 ONNX stores the head in fp16, which OpenVINO converts before it writes its file, and
-        # keys and values of the last attention: two matrices of 32 times 32 numbers.
+        # At int8 ONNX stores the head in fp16, which OpenVINO converts before it writes its file,
+        # and keys and values of the last attention: two matrices of 32 times 32 numbers.
         expected["head"] *= 2 if precision == "int8" else 1
         expected["layers"] += 2 * 32 * 32 * 2 if precision == "int8" else 0
         for part in ("word embeddings", "other embeddings", "layers", "head"):
