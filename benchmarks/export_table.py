@@ -84,6 +84,6 @@ def _conditions(document: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(map(str, sorted(threads)))} "
         f"threads; torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, openvino "
         f"{versions['openvino']}. Medians, all artifacts of a model in turn with PyTorch eager, "
-        "fp32, on the same cut model, each timed run after an untimed one of the same artifact. "
-        "Intervals are of 95 %."
+        "fp32, on the same cut model, each timed run after 10 ms of untimed ones of the same "
+        "artifact. Intervals are of 95 %."
     )
