@@ -35,9 +35,7 @@ def with_fewer_operations(
         merge_biases: Leave out the last bias of each sublayer, too, and of attention that of the
             value: the state that they are added to is shifted by them, see `centring.py`.
     """
-    found = dict(weights)
-    if merge_biases:
-        found = _without_last_biases(found, arch)
+    found = _without_last_biases(weights, arch) if merge_biases else dict(weights)
     for index, layer in enumerate(arch.layers):
         if layer.heads:
             module = f"encoder.layers.{index}.attention"

@@ -71,9 +71,7 @@ def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
     x = _embeddings(graph, arch)
     with graph.sublayer("mask"):
         bias = _attention_bias(graph)
-    # What follows the last attention is computed token by token, and a pooler reads the first token
-    # alone: at 95 %, where few sublayers are left, this is a quarter to a third of the work.
-    last = None if is_per_token(kind) else arch.last_attention
+    last = attention_of_first_token(arch, kind)
     if last == -1:
         x = _first_token(graph, x, "encoder.embeddings")
     for index, layer in enumerate(arch.layers):
@@ -87,6 +85,16 @@ def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
             with graph.sublayer(f"{module}.ffn"):
                 x = _ffn(graph, graph.enter(x), f"{module}.ffn", arch)
     return x
+
+
+def attention_of_first_token(arch: Arch, kind: TaskKind) -> int | None:
+    """Index of the layer from whose attention on the first token alone is computed.
+
+    What follows the last attention is computed token by token, and a pooler reads the first token
+    alone: at 95 %, where few sublayers are left, this is a quarter to a third of the work. -1: from
+    the embeddings on, there is no attention. None: the head reads every token.
+    """
+    return None if is_per_token(kind) else arch.last_attention
 
 
 def _first_token(graph: GraphBuilder, x: str, module: str) -> str:

@@ -343,15 +343,11 @@ class GraphBuilder:
         numerics = self.numerics
         if numerics.precision == "bf16" and self._usual == "fp32" and not self._is_exact:
             stored = self._bfloat16(name, value)
-        elif self._fits_half(value) and numerics.precision == "int8" and self._usual == "fp32":
+        elif numerics.precision == "int8" and self._usual == "fp32" and _fits_half(value):
             stored = self.constant(name, value.astype(np.float16))
         else:
             return self._in_computed(name, value)
         return self.node("Cast", [stored], f"{name}.fp32", to=TensorProto.FLOAT)
-
-    @staticmethod
-    def _fits_half(value: Array) -> bool:
-        return bool(np.abs(value).max() <= np.finfo(np.float16).max)
 
     def _weight_of_bytes(self, name: str) -> str:
         """Signed bytes with one scale for each output, as numbers to compute with."""
@@ -410,3 +406,7 @@ class GraphBuilder:
                 name, TensorProto.BFLOAT16, value.shape, bfloat16_bits(value).tobytes(), raw=True
             )
         return name
+
+
+def _fits_half(value: Array) -> bool:
+    return bool(np.abs(value).max() <= np.finfo(np.float16).max)

@@ -20,11 +20,11 @@ from cofi_deploy.errors import ExportError
 from cofi_deploy.export.activations import Extremes, Inputs, scan_activations, scan_channels
 from cofi_deploy.export.calibration import Row
 from cofi_deploy.export.centring import states_of
-from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.graph import attention_of_first_token, onnx_from_model
 from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
 from cofi_deploy.export.parity import batch_of
 from cofi_deploy.export.quantized import Array
-from cofi_deploy.kinds import TaskKind, is_per_token
+from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ def choose_numerics(
 def quantized_modules(arch: Arch, kind: TaskKind) -> list[str]:
     """Linear maps of the layers that are wide enough to gain from int8."""
     modules: list[str] = []
-    # There, keys and values are no products of tokens; see `graph.py`.
-    last = None if is_per_token(kind) else arch.last_attention
+    last = attention_of_first_token(arch, kind)  # its keys and values are no products of tokens
     for index, layer in enumerate(arch.layers):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
         if min(arch.hidden, layer.heads * arch.head_size) >= MIN_INT8_SIZE:

@@ -28,7 +28,7 @@ from cofi_deploy.export.calibration import (
     text_options,
 )
 from cofi_deploy.export.fewer_operations import idle_biases
-from cofi_deploy.export.graph import onnx_from_model
+from cofi_deploy.export.graph import attention_of_first_token, onnx_from_model
 from cofi_deploy.export.graph_builder import WORDS
 from cofi_deploy.export.lossy import choose_numerics
 from cofi_deploy.export.manifest import (
@@ -47,7 +47,7 @@ from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
 from cofi_deploy.export.word_bits import choose_fine_words, with_rounded_words
 from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
-from cofi_deploy.kinds import TaskKind, is_per_token
+from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -248,14 +248,14 @@ def check_onnx(path: Path, arch: Arch, kind: TaskKind) -> None:
         raise ExportError(f"{str(path)!r} is no valid ONNX model: {error}") from error
     proto = onnx.load(path)
     got = {item.name: tuple(item.dims) for item in proto.graph.initializer}
-    expected = weight_shapes(arch, kind)
-    idle = idle_biases(arch)
+    left_out = idle_biases(arch) - got.keys()
+    expected = {n: s for n, s in weight_shapes(arch, kind).items() if n not in left_out}
     types = {item.name: item.data_type for item in proto.graph.initializer}
     if types.get(WORDS) == onnx.TensorProto.UINT8:  # the highest bits of four numbers in each byte
         rows, width = expected[WORDS]
         expected[WORDS] = (rows, -(-width // 4))
     for name, shape in expected.items():
-        if got.get(name) != shape and not (name in idle and name not in got):
+        if got.get(name) != shape:
             raise ExportError(
                 f"{str(path)!r} has {name!r} of shape {got.get(name)}, the Arch says {shape}"
             )
@@ -270,7 +270,7 @@ def weight_shapes(arch: Arch, kind: TaskKind) -> dict[str, tuple[int, ...]]:
     Linear maps are (in, out), those that are taken by head (heads, in, out); see `graph.py`.
     """
     hidden = arch.hidden
-    last = None if is_per_token(kind) else arch.last_attention
+    last = attention_of_first_token(arch, kind)
     shapes = _embedding_shapes(arch)
     for index, layer in enumerate(arch.layers):
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.ffn"
@@ -285,9 +285,8 @@ def weight_shapes(arch: Arch, kind: TaskKind) -> dict[str, tuple[int, ...]]:
         for name, shape in linears.items():
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
         if index == last:
-            by_head = (layer.heads, arch.head_size, hidden)
-            shapes[f"{attention}.key.weight"] = by_head
-            shapes[f"{attention}.value.weight"] = (by_head[0], by_head[2], by_head[1])
+            shapes[f"{attention}.key.weight"] = (layer.heads, arch.head_size, hidden)
+            shapes[f"{attention}.value.weight"] = (layer.heads, hidden, arch.head_size)
         for module, kept in ((attention, layer.heads), (ffn, layer.ffn)):
             if kept:
                 shapes |= {f"{module}.norm.weight": (hidden,), f"{module}.norm.bias": (hidden,)}
