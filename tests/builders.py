@@ -89,10 +89,14 @@ def random_model(
     dropout: float = 0.0,
     deviation: float = 0.2,
 ) -> CofiPreTrainedModel:
-    """A model whose every tensor matters to the answer: biases and LayerNorms are random too."""
-    model = build(
-        CofiConfig.from_arch(arch or dense_arch(), kind, labels=LABELS[kind], dropout=dropout)
-    )
+    """A model whose every tensor matters to the answer: biases and LayerNorms are random too.
+
+    The same in every test and process, and PyTorch's own generator is left as it was.
+    """
+    config = CofiConfig.from_arch(arch or dense_arch(), kind, labels=LABELS[kind], dropout=dropout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
