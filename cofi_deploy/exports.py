@@ -20,7 +20,7 @@ MANIFEST = "export.json"
 
 # One more whenever the same weights come out otherwise than before: `verify` makes older exports
 # anew. Those without a number are of version 0.
-EXPORTER_VERSION = 4
+EXPORTER_VERSION = 5
 
 DEFAULT_OPSET = 17  # of every format; `export/opsets.py` has the reasons
 

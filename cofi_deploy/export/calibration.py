@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from cofi_deploy.tasks import Task
 Text = tuple[str, str | None]  # a sentence, or a pair: question and context for QA
 Row = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # token ids and token types, (sequence,)
 
-CHECK_SPLIT = "selection"
+CHECK_SPLIT: Final = "selection"
 
 _ROWS = 256  # ranges hardly move after the first hundred
 

@@ -16,18 +16,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cofi_deploy.export.numerics import Computed, Numerics, Range
+from cofi_deploy.export.numerics import Computed, Numerics
 from cofi_deploy.export.quantized import (
-    CODE_ZERO,
     Array,
+    Range,
     affine,
     bfloat16_bits,
     columns_of,
-    fine_and_coarse,
-    packed,
     quantized,
     quantized_matrix,
 )
+from cofi_deploy.export.word_codes import CODE_ZERO, WordCodes, packed
 
 # Adds the node that takes rows out of a table: (table, name of the rows) -> name of the rows.
 Pick = Callable[[str, str], str]
@@ -165,8 +164,8 @@ class GraphBuilder:
             # A few rows, one of which is in every token: too small to save on.
             half = self.constant(name, self.weights[name].astype(np.float16))
             return self.node("Cast", [pick(half, f"{output}.fp16")], output, to=TensorProto.FLOAT)
-        if pick_up_to is not None and self.numerics.fine_words is not None:
-            return self._numbers_of_codes(name, self.numerics.fine_words, pick, pick_up_to, output)
+        if pick_up_to is not None and self.numerics.words is not None:
+            return self._numbers_of_codes(name, self.numerics.words, pick, pick_up_to, output)
         table = self.weights[name].astype(np.float32)
         if name == WORDS:
             return self._numbers_of_bytes(name, table, pick, output)
@@ -184,13 +183,13 @@ class GraphBuilder:
         return self.node("Mul", [numbers, scale], output)
 
     def _numbers_of_codes(
-        self, name: str, fine: int, pick: Pick, pick_up_to: PickUpTo, output: str
+        self, name: str, words: WordCodes, pick: Pick, pick_up_to: PickUpTo, output: str
     ) -> str:
-        """Two tables: the 2 highest bits of every row, and the 4 others of ``fine`` rows.
+        """Two tables: the 2 highest bits of every row, and the 4 others of fine rows.
 
         The second has one row more, of what the other rows have in place of bits of their own.
         """
-        codes, scales = fine_and_coarse(self.weights[name].astype(np.float32), fine)
+        codes, fine = words.codes, words.fine
         width = codes.shape[1]
         fine_codes = np.vstack([codes[:fine] & 15, np.full((1, width), 8, dtype=np.uint8)])
         high_bits = self.constant(name, packed(codes >> 4, 2))
@@ -210,7 +209,7 @@ class GraphBuilder:
             high = self.node("Sub", [high, zero], f"{output}.high")
             low = self._divided(pick_up_to(fine)(low_bits, f"{output}.low.packed"), 4, width)
         numbers = self.node("Add", [high, low], f"{output}.numbers")
-        scale = pick(self.constant(f"scales.{name}", scales), f"{output}.scales")
+        scale = pick(self.constant(f"scales.{name}", words.scales), f"{output}.scales")
         return self.node("Mul", [numbers, scale], output)
 
     def _shifted(self, x: str, bits: int, width: int) -> str:

@@ -21,9 +21,10 @@ from cofi_deploy.export.activations import Extremes, Inputs, scan_activations, s
 from cofi_deploy.export.calibration import Row
 from cofi_deploy.export.centring import states_of
 from cofi_deploy.export.graph import attention_of_first_token, onnx_from_model
-from cofi_deploy.export.numerics import FP32, Numerics, Precision, Range
+from cofi_deploy.export.numerics import FP32, Numerics, Precision
 from cofi_deploy.export.parity import batch_of
-from cofi_deploy.export.quantized import Array
+from cofi_deploy.export.quantized import Array, Range
+from cofi_deploy.export.word_codes import WordCodes
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
 
@@ -58,7 +59,7 @@ def choose_numerics(
     rows: Sequence[Row],
     *,
     static: bool = True,
-    fine_words: int | None = None,
+    words: WordCodes | None = None,
     strongly_typed: bool = False,
 ) -> Numerics:
     """Decide what is computed in which numbers.
@@ -69,7 +70,7 @@ def choose_numerics(
         rows: Real text, run through the model at fp16 and at int8.
         static: At int8, fix the ranges of activations now, so that a text gets the same answer
             whatever is in its batch. Else they are found at run time, for each batch.
-        fine_words: At int8, see `Numerics`.
+        words: At int8, see `Numerics`.
         strongly_typed: For runtimes that compute in the graph's own types, see `Numerics`. They
             fuse attention in half precision only where its softmax is, too.
 
@@ -96,7 +97,7 @@ def choose_numerics(
         return Numerics(
             precision="int8",
             int8=ranges,
-            fine_words=fine_words,
+            words=words,
             centres=centres,
         )
     return Numerics(

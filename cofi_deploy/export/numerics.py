@@ -14,14 +14,14 @@ from typing import Any, Literal, get_args
 import numpy.typing as npt
 
 from cofi_deploy.errors import ConfigError, did_you_mean
+from cofi_deploy.export.quantized import Range
+from cofi_deploy.export.word_codes import WordCodes
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Computed = Literal["fp32", "fp16", "bf16"]
 WordsUnpacked = Literal["at load", "when picked"]
-
-Range = tuple[float, float]  # smallest and largest value of a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Numerics:
         fp32_sublayers: Of a graph that computes in fp16: `encoder.layers.<n>.attention`, `.ffn`
             or `encoder.embeddings` where the numbers go beyond it.
         fp32_softmax: Of an fp16 graph. Off where a runtime fuses attention in half precision.
-        fine_words: Of an int8 graph: how many rows of the table of word embeddings, the first
-            ones, have 6 bits for each number; the others have 2. None: all of them have 8.
+        words: Of an int8 graph: its table of word embeddings in 6 and 2 bits. None: the model's
+            own, in 8.
         words_unpacked: When rows of fewer than 8 bits become bytes. "at load": all of them, for a
             runtime that works out what depends on no input when it opens a file. "when picked":
             the rows of each text, for a converter that would write all of them as bytes.
@@ -60,7 +60,7 @@ class Numerics:
     precision: Precision = "fp32"
     fp32_sublayers: frozenset[str] = frozenset()
     fp32_softmax: bool = False
-    fine_words: int | None = None
+    words: WordCodes | None = None
     words_unpacked: WordsUnpacked = "at load"
     int8: Mapping[str, Range | None] = field(default_factory=lambda: MappingProxyType({}))
     centres: Mapping[str, npt.NDArray[Any]] = field(default_factory=lambda: MappingProxyType({}))
@@ -93,9 +93,7 @@ class Numerics:
             }
         if self.precision != "int8":
             return {}
-        bits = (
-            {"word_bits": 8} if self.fine_words is None else {"word_bits": 6, "rare_word_bits": 2}
-        )
+        bits = {"word_bits": 8} if self.words is None else {"word_bits": 6, "rare_word_bits": 2}
         stored = {"int8_products": len(self.int8), **bits}
         if not self.int8:
             return stored

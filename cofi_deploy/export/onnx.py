@@ -45,7 +45,8 @@ from cofi_deploy.export.rounding import rounded_to_bf16
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import Yardstick, check_answers
 from cofi_deploy.export.vocabulary import shrink_vocabulary
-from cofi_deploy.export.word_bits import choose_fine_words, with_rounded_words
+from cofi_deploy.export.word_bits import choose_words, with_words
+from cofi_deploy.export.word_codes import WordCodes
 from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
@@ -81,7 +82,7 @@ def export_onnx(
         text: Real text of the task: fixes the ranges of int8, shows what fp16 cannot hold, and
             is what a lossy file is judged on. Without it int8 finds its ranges at run time.
         shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 6 bits for
-            each number of its words and 2 for other ones, if held-out text allows (`word_bits.py`).
+            each number of frequent words and 2 for others, if text allows (`word_bits.py`).
 
     Returns:
         ``output``.
@@ -108,7 +109,7 @@ def write_onnx_directory(
         precision,
         opened.rows(),
         static=opened.yardstick is not None,
-        fine_words=opened.fine_words(precision),
+        words=opened.words(precision),
     )
     with atomic_directory(output) as directory:
         parity = write_onnx(
@@ -151,16 +152,20 @@ class Opened:
         """Rows of its text, or of the built-in sentences where there is none."""
         return calibration_rows(self.source, self.yardstick.text if self.yardstick else None)
 
-    def fine_words(self, precision: Precision) -> int | None:
-        """See `Numerics`; a number for a cut table at int8, if its text bears it."""
-        return self._fine_words if precision == "int8" else None
+    def words(self, precision: Precision) -> WordCodes | None:
+        """See `Numerics`; those of a cut table at int8, if its text bears it."""
+        return self._words if precision == "int8" else None
 
     @cached_property
-    def _fine_words(self) -> int | None:
+    def _words(self) -> WordCodes | None:
         if self.yardstick is None or self.frequent_words is None:
             return None
-        return choose_fine_words(
-            self.model, self.source.tokenizer, self.yardstick, self.frequent_words
+        return choose_words(
+            self.model,
+            self.source.tokenizer,
+            self.yardstick,
+            rows=self.rows(),
+            frequent=self.frequent_words,
         )
 
 
@@ -216,7 +221,7 @@ def write_onnx(
     return check_answers(
         infer(path),
         source,
-        with_rounded_words(model, numerics.fine_words),
+        with_words(model, numerics.words),
         runtime=runtime,
         precision=numerics.precision,
         yardstick=yardstick,

@@ -39,7 +39,7 @@ from cofi_deploy.export.parity import (
 )
 from cofi_deploy.export.sizes import size_by_part
 from cofi_deploy.export.text_parity import check_answers
-from cofi_deploy.export.word_bits import with_rounded_words
+from cofi_deploy.export.word_bits import with_words
 from cofi_deploy.openvino_core import openvino_core
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def export_openvino(
         precision: See above.
         text: Real text of the task, which a lossy artifact is judged on.
         shrink_embeddings: Keep only the vocabulary that ``text`` needs; at int8 with 6 bits for
-            each number of its words and 2 for other ones, if held-out text allows (`word_bits.py`).
+            each number of frequent words and 2 for others, if text allows (`word_bits.py`).
         shape: The one (batch, length) that the artifact computes, padding what is smaller; by
             default any.
 
@@ -107,7 +107,7 @@ def write_openvino_directory(
         model,
         of_graph,
         opened.rows(),
-        fine_words=opened.fine_words(precision),
+        words=opened.words(precision),
     )
     # The converter works out what depends on no input, and would write bytes for all rows.
     numerics = replace(numerics, words_unpacked="when picked")
@@ -124,7 +124,7 @@ def write_openvino_directory(
         parity = check_answers(
             infer,
             source,
-            with_rounded_words(model, numerics.fine_words),
+            with_words(model, numerics.words),
             runtime=_RUNTIME,
             precision=precision,
             yardstick=opened.yardstick,

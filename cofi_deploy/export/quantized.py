@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cofi_deploy.export.numerics import Range
-
 Array = npt.NDArray[Any]
+Range = tuple[float, float]  # smallest and largest value of a tensor
 
 _INT8_MAX, _UINT8_MAX = 127, 255
 # Two signed bytes of this sum, times the largest unsigned byte, fit into 16 bits: 128 * 255.
 _PAIR_MAX = 128
 _SCALES = 17
-CODE_ZERO = 32  # what a signed number of 6 bits is stored above
 
 
 def quantized(value: Array, *, axis: int) -> tuple[Array, Array]:
@@ -44,50 +42,6 @@ def columns_of(table: Array) -> Array:
     return np.where(sizes > 0, sizes, np.float32(1.0))
 
 
-def fine_and_coarse(table: Array, fine: int) -> tuple[Array, Array]:
-    """Codes of 6 bits for the first rows of a table and of 2 bits for the others, and their scales.
-
-    The number of a code is ``(code - 32) * scale``, see `numbers_of_codes`. Fine rows have any code
-    but 0; coarse rows 8, 24, 40 and 56, which differ in their two highest bits alone, so that the
-    other four are stored for fine rows only. Of several scales each row takes the one whose numbers
-    are closest to it.
-
-    Args:
-        table: (rows, width).
-        fine: How many rows, the first ones, have 6 bits.
-
-    Returns:
-        Codes, uint8 below 64 (rows, width), and scales (rows, 1), 0 for rows of zeros.
-    """
-    parts = [
-        _closest(table[:fine], _fine_numbers, largest=CODE_ZERO - 1, factors=(0.5, 1.0)),
-        _closest(table[fine:], _coarse_numbers, largest=24, factors=(0.25, 1.0)),
-    ]
-    numbers, scales = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return (numbers + CODE_ZERO).astype(np.uint8), np.where(table.any(1, keepdims=True), scales, 0)
-
-
-def numbers_of_codes(codes: Array, scales: Array) -> Array:
-    """The fp32 table behind `fine_and_coarse`: what a graph computes with."""
-    table: Array = (codes.astype(np.float32) - CODE_ZERO) * scales
-    return table
-
-
-def packed(codes: Array, bits: int) -> Array:
-    """Codes below ``2**bits``, as many as fit in each byte: (rows, width) gets that much narrower.
-
-    The first columns are in the lowest bits, the last ones in the highest; at the end of a row
-    whose width is no multiple there are zeros.
-    """
-    count = 8 // bits
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % count)))
-    parts = np.split(padded, count, axis=1)
-    stored = np.zeros_like(parts[0])
-    for index, part in enumerate(parts):
-        stored |= part << np.uint8(index * bits)
-    return stored
-
-
 def quantized_matrix(weight: Array) -> tuple[Array, Array]:
     """Like `quantized`, for a matrix (outputs, inputs) that is multiplied by unsigned bytes.
 
@@ -100,10 +54,10 @@ def quantized_matrix(weight: Array) -> tuple[Array, Array]:
         Intel's vpmaddubsw, which ONNX Runtime and oneDNN (OpenVINO) use for AVX2.
     """
     # At twice the smallest scale every pair fits as it is.
-    return _closest(weight, _pairs_that_fit, largest=_INT8_MAX, factors=(1.0, 2.0))
+    return closest(weight, _pairs_that_fit, largest=_INT8_MAX, factors=(1.0, 2.0))
 
 
-def _closest(
+def closest(
     values: Array,
     rounded: Callable[[Array], Array],
     *,
@@ -133,15 +87,6 @@ def _closest(
         best_scales = np.where(better, scales, best_scales)
         best_error = np.where(better, error, best_error)
     return best_numbers, best_scales
-
-
-def _fine_numbers(values: Array) -> Array:
-    return np.rint(values).clip(1 - CODE_ZERO, CODE_ZERO - 1)
-
-
-def _coarse_numbers(values: Array) -> Array:
-    """-24, -8, 8 or 24, whichever is closest."""
-    return np.floor(values / 16).clip(-2, 1) * 16 + 8
 
 
 def _pairs_that_fit(values: Array) -> Array:

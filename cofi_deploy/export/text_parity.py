@@ -11,6 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ MIN_AGREEMENT: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.9
 MIN_CUT_AGREEMENT = 0.95
 MAX_METRIC_DROP = 0.005
 
-_MAX_EXAMPLES = 1000
+MAX_EXAMPLES = 1000
 # So many standard errors are put down to the choice of the examples.
 _CHANCE = 2.0
 
@@ -63,11 +64,15 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """Text, and the model as it was before anything was cut or rounded."""
+    """Text, and the model as it was before anything was cut or rounded.
+
+    ``split`` is of the text's task, where it has one.
+    """
 
     text: CalibrationText
     tokenizer: PreTrainedTokenizerBase
     model: CofiPreTrainedModel
+    split: Literal["selection", "train"] = CHECK_SPLIT
 
     @cached_property
     def expected(self) -> Answers:
@@ -86,9 +91,9 @@ class Yardstick:
         """
         task = self.text.task
         if task is None:
-            rows = self.text.rows(tokenizer, self.model.arch, _MAX_EXAMPLES)
+            rows = self.text.rows(tokenizer, self.model.arch, MAX_EXAMPLES)
             return Answers(examples=len(rows), outputs=[infer(batch_of([row])) for row in rows])
-        encoded = task.encode(CHECK_SPLIT, tokenizer, limit=_MAX_EXAMPLES)
+        encoded = task.encode(self.split, tokenizer, limit=MAX_EXAMPLES)
         outputs = predict_split(infer, encoded, kind=task.kind, batch_size=32)
         return Answers(
             examples=len(encoded.examples),
@@ -155,7 +160,8 @@ def measure_on_text(
     is_comparable = _is_comparable(*both)
     task, source = yardstick.text.task, yardstick.text.source
     if task is not None:
-        source = f"{expected.examples} examples held out of the {source}"
+        origin = "held out of" if yardstick.split == CHECK_SPLIT else "in"
+        source = f"{expected.examples} examples {origin} the {source}"
     return TextParity(
         source=source,
         examples=expected.examples,

@@ -34,8 +34,8 @@ _Merge = tuple[str, str]
 class CutTokenizer:
     """A tokenizer, and for each of its ids the old one.
 
-    The first ``frequent`` ids are those of pieces that are in use or among the most common; both
-    they and the others are in the order that they had.
+    The first ``frequent`` ids are those of the pieces with the most uses; both they and the others
+    are in the order that they had.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ class CutTokenizer:
 
 def cut_tokenizer(
     tokenizer: PreTrainedTokenizerBase,
-    used: Collection[int],
+    uses: Mapping[int, int],
     *,
     frequent: int = 0,
     common: int = 0,
@@ -54,11 +54,11 @@ def cut_tokenizer(
 
     Args:
         tokenizer: WordPiece or byte-level BPE.
-        used: Ids of the pieces that must stay.
-        frequent: Where fewer pieces than that must stay, the most common others do, too, and count
-            as frequent: both types of vocabulary are in the order in which they were learnt, the
-            most common first.
-        common: Likewise, without counting as frequent.
+        uses: Of the pieces that must stay: how often the text has each, by its id.
+        frequent: How many pieces get the first ids: those with the most uses. Of pieces with as
+            many, here and below, the most common come first: both types of vocabulary are in the
+            order in which they were learnt.
+        common: Where fewer pieces than that must stay, the most common others do, too.
 
     Raises:
         ConfigError: A tokenizer of another type.
@@ -69,10 +69,10 @@ def cut_tokenizer(
         for name in _OTHER_FORMS:
             (directory / name).unlink(missing_ok=True)
         document = _read(directory / "tokenizer.json")
-        needed = _needed_ids(document, used)
-        first = _needed_ids(document, _with_common(document, needed, frequent))
-        kept = _needed_ids(document, _with_common(document, first, common))
-        old_ids = [*sorted(first), *sorted(kept - first)]
+        needed = _needed_ids(document, uses)
+        kept = _needed_ids(document, _with_common(document, needed, common))
+        first = sorted(kept, key=lambda i: (-uses.get(i, 0), i))[:frequent]
+        old_ids = [*sorted(first), *sorted(kept.difference(first))]
         new_ids = {old: new for new, old in enumerate(old_ids)}
         _renumber(document, new_ids)
         _write(directory / "tokenizer.json", document)

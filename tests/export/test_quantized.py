@@ -13,9 +13,6 @@ from cofi_deploy.export.quantized import (
     affine,
     bfloat16_bits,
     columns_of,
-    fine_and_coarse,
-    numbers_of_codes,
-    packed,
     quantized,
     quantized_matrix,
 )
@@ -101,44 +98,3 @@ def test_neighbouring_bytes_of_a_matrix_never_overflow_16_bits(seed, outputs, in
     coarse = np.abs(weight).max(axis=1, keepdims=True) / 63.5
     error = np.square(rows * scales - weight).sum(axis=1)
     assert (error <= inputs * np.square(coarse[:, 0]) / 4 + 1e-9).all()
-
-
-@pytest.mark.parametrize("width", [1, 6, 7, 8])
-@pytest.mark.parametrize("fine", [0, 12, 20])
-def test_fine_rows_have_6_bits_and_the_others_the_highest_two_of_them(width, fine):
-    table = np.random.default_rng(0).standard_normal((20, width)).astype(np.float32)
-    table[[3, 15]] = 0.0
-    codes, scales = fine_and_coarse(table, fine)
-    assert (codes.dtype, codes.shape) == (np.uint8, table.shape)
-    assert (scales.dtype, scales.shape) == (np.float32, (20, 1))
-    assert ((codes > 0) & (codes < 64)).all()
-    assert (codes[fine:] % 16 == 8).all()
-    got = numbers_of_codes(codes, scales)
-    assert (got[[3, 15]] == 0).all()
-    # At least as close as with the one scale that takes the largest value to the largest number.
-    largest = np.abs(table).max(axis=1, keepdims=True)
-    plain = np.where(largest > 0, largest / np.where(np.arange(20) < fine, 31, 24)[:, None], 1.0)
-    steps = np.rint(table / plain)
-    steps[fine:] = np.floor(table / plain)[fine:] // 16 * 16 + 8
-    largest_step = np.square(steps.clip(-31, 31) * plain - table).sum(axis=1)
-    assert (np.square(got - table).sum(axis=1) <= largest_step + 1e-6).all()
-
-
-def test_more_bits_are_closer():
-    table = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
-    got = numbers_of_codes(*fine_and_coarse(table, 1000))
-    error = np.sqrt(np.square(got - table).mean(axis=1))
-    assert error[:1000].mean() < 0.04  # of a standard deviation
-    assert 0.2 < error[1000:].mean() < 0.36  # the best four numbers of a Gaussian are off by 0.34
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("width", [1, 6, 7, 8])
-def test_packed_codes_have_the_first_columns_in_the_lowest_bits(width, bits):
-    codes = np.random.default_rng(0).integers(0, 2**bits, (5, width), dtype=np.uint8)
-    stored = packed(codes, bits)
-    count = 8 // bits
-    assert (stored.dtype, stored.shape) == (np.uint8, (5, -(-width // count)))
-    parts = [stored >> (bits * index) & (2**bits - 1) for index in range(count)]
-    np.testing.assert_array_equal(np.hstack(parts)[:, :width], codes)
-    assert not np.hstack(parts)[:, width:].any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cofi_deploy.export.calibration import (
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.parity import torch_outputs
-from cofi_deploy.export.text_parity import Yardstick, check_on_text
+from cofi_deploy.export.text_parity import Yardstick, check_on_text, measure_on_text
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import TASK_KINDS
 from cofi_deploy.tasks import load_task
@@ -110,6 +111,14 @@ def test_int8_is_judged_by_the_metric_where_there_are_labels(task, opened):
     words = r"int8 loses \d+\.\d points of accuracy on \d+ examples held out of the training data"
     with pytest.raises(ExportError, match=words + r".*, allowed: 0\.5 and \d\.\d for chance"):
         check_on_text(always_wrong, source.tokenizer, by(text), "int8")
+
+
+def test_a_yardstick_of_training_examples_says_so(task, opened):
+    source, infer, by = opened
+    yardstick = replace(by(calibration_from_task(task)), split="train")
+    parity = measure_on_text(infer, source.tokenizer, yardstick, "int8")
+    assert (parity.examples, parity.agreement) == (1000, 1.0)
+    assert parity.source == "1000 examples in the training data of text-classification"
 
 
 def gold_of(encoded):

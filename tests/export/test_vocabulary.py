@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -24,12 +25,14 @@ from transformers import AutoTokenizer
 from cofi_deploy.arch import LayerArch
 from cofi_deploy.errors import ConfigError, ExportError
 from cofi_deploy.export import vocabulary
-from cofi_deploy.export.calibration import CalibrationText
+from cofi_deploy.export.calibration import CalibrationText, calibration_rows
 from cofi_deploy.export.manifest import open_source
 from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
-from cofi_deploy.export.quantized import columns_of, fine_and_coarse, numbers_of_codes, quantized
+from cofi_deploy.export.quantized import columns_of, quantized
 from cofi_deploy.export.vocabulary import shrink_vocabulary
+from cofi_deploy.export.word_bits import importance_of_words
+from cofi_deploy.export.word_codes import rounded_words
 from cofi_deploy.exports import check_export, rebuild_command
 from cofi_deploy.kinds import INPUT_NAMES
 from cofi_deploy.loading import load, load_tokenizer, save_compact
@@ -206,7 +209,7 @@ def test_rows_of_6_and_2_bits_are_what_a_runtime_computes_with(
     format_, hidden, tmp_path, monkeypatch
 ):
     """The artifact answers as the model whose table is rounded so, in every runtime."""
-    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
+    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.2)  # enough for the first text alone
     tokenizer = in_transformers(wordpiece(), max_length=64)
     arch = dense_arch(vocab_size=len(tokenizer), max_positions=64, pad_token_id=0)
     arch = replace(arch, hidden=hidden)
@@ -230,7 +233,9 @@ def test_rows_of_6_and_2_bits_are_what_a_runtime_computes_with(
     assert 0 <= manifest.size_by_part["word embeddings"] - packed < (1, 100)[format_ == "openvino"]
     source, small, state = cut.source, cut.model, cut.model.state_dict()
     table = state["encoder.embeddings.word.weight"].numpy()
-    rounded = {"word": numbers_of_codes(*fine_and_coarse(table, frequent))}
+    rows = calibration_rows(source, text_of(TEXTS[0]))
+    words_in_bits = rounded_words(table, frequent, importance_of_words(small, rows))
+    rounded = {"word": words_in_bits.numbers()}
     positions = state["encoder.embeddings.position.weight"].numpy()
     columns = columns_of(positions)
     rows, steps = quantized(positions / columns, axis=1)
@@ -272,35 +277,34 @@ def test_another_type_of_tokenizer_is_refused_by_name(tmp_path):
 def test_a_cut_that_would_split_the_text_otherwise_is_refused(model_dir, monkeypatch):
     honest = vocabulary.cut_tokenizer
 
-    def forgetful(tokenizer, used, **_):
-        return honest(tokenizer, [i for i in used if i < 10])
+    def forgetful(tokenizer, uses, **_):
+        return honest(tokenizer, {i: count for i, count in uses.items() if i < 10})
 
     monkeypatch.setattr(vocabulary, "cut_tokenizer", forgetful)
     with pytest.raises(ExportError, match="the cut vocabulary splits 'The delivery came two days"):
         shrink_vocabulary(*open_source(model_dir), text_of(*TEXTS))
 
 
-def test_frequent_pieces_come_first_in_the_order_that_they_had(model_dir, monkeypatch):
+def test_pieces_with_the_most_uses_come_first_in_the_order_that_they_had(model_dir, monkeypatch):
     source, model = open_source(model_dir)
     before = source.tokenizer.get_vocab()
+    texts = ("a box", "box, box")
+    uses = Counter(i for text in texts for i in source.tokenizer(text)["input_ids"])
     monkeypatch.setattr(vocabulary, "KEPT_SHARE", 0.9)
-    found = {}
-    for share in (0.0, 0.8):
-        monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", share)
-        cut = shrink_vocabulary(source, model, text_of("a box"))
+    for count in (0, 3, 40):
+        monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", (count + 0.5) / len(source.tokenizer))
+        cut = shrink_vocabulary(source, model, text_of(*texts))
         after = cut.source.tokenizer.get_vocab()
         old_ids = [before[piece] for piece in sorted(after, key=after.get)]
         first, others = old_ids[: cut.frequent], old_ids[cut.frequent :]
+        assert len(first) == count
         assert first == sorted(first)
         assert others == sorted(others)
-        assert set(source.tokenizer("a box")["input_ids"]) <= set(first)
-        found[share] = cut.frequent
-    assert found[0.0] < found[0.8]
-    assert found[0.8] >= int(0.8 * len(source.tokenizer))
+        least = min((uses[i] for i in first), default=0)
+        assert all(uses[i] <= least or count == 0 for i in others)
 
 
 def test_common_pieces_stay_where_the_text_needs_few(model_dir, monkeypatch):
-    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
     source, model = open_source(model_dir)
     sizes = {}
     for share in (0.0, 0.99):
@@ -318,7 +322,6 @@ def test_common_pieces_stay_where_the_text_needs_few(model_dir, monkeypatch):
 
 def test_pairs_count_with_both_their_texts(model_dir, monkeypatch):
     monkeypatch.setattr(vocabulary, "KEPT_SHARE", 0.0)
-    monkeypatch.setattr(vocabulary, "FREQUENT_SHARE", 0.0)
     source, model = open_source(model_dir)
     pair = CalibrationText(texts=((TEXTS[0], TEXTS[1]),), max_length=64, source="test")
     one = shrink_vocabulary(source, model, text_of(TEXTS[0])).model
