@@ -89,7 +89,7 @@ def _shares_of_errors(importance: Array) -> tuple[Array, Array]:
     """
     width = len(importance)
     mean = np.trace(importance) / width
-    if mean <= 0:  # answers that no word changes
+    if not 0 < mean < np.inf:  # answers that no word changes, or that are no numbers
         return np.arange(width), np.eye(width, dtype=np.float32)
     damped = importance / mean + _DAMPING * np.eye(width)
     order = np.argsort(-np.diag(damped), kind="stable")

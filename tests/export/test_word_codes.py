@@ -68,7 +68,10 @@ def test_columns_are_rounded_as_one_after_the_other_would_be(monkeypatch):
     np.testing.assert_array_equal(at_once.scales, one_by_one.scales)
 
 
-@pytest.mark.parametrize("importance", [np.zeros((8, 8)), np.diag([1.0, *[0.0] * 7])])
+@pytest.mark.parametrize(
+    "importance",
+    [np.zeros((8, 8)), np.diag([1.0, *[0.0] * 7]), np.full((8, 8), np.nan)],
+)
 def test_directions_without_importance_are_rounded_to_the_closest(importance):
     table = np.random.default_rng(3).standard_normal((20, 8)).astype(np.float32)
     got = rounded_words(table, 10, importance)
