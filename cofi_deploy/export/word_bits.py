@@ -1,7 +1,7 @@
 """Whether the numbers of a shrunk table of word embeddings get 6 and 2 bits at int8, or else 8.
 
 Comes in: the model with its vocabulary cut, and the model as it was. Goes out: the table in those
-bits, or none, by the text that artifacts are judged on, never by the development set. Next file:
+bits, or none, by held-out and training examples, never by the development set. Next file:
 `lossy.py`.
 """
 
@@ -40,7 +40,7 @@ def choose_words(
 
     The cut and the rounding together may lose half a point. All else is fp32 here, so that the
     rounding of other weights neither hides nor adds a loss. Where few examples are held out, two of
-    which are half a point, training examples count, too: what is rounded was not learnt from them.
+    which may be half a point, training examples count, too.
 
     Args:
         model: With the cut vocabulary; it stays as it is.
@@ -108,7 +108,7 @@ def importance_of_words(model: CofiPreTrainedModel, rows: Sequence[Row], *, seed
             inputs = {name: torch.from_numpy(each) for name, each in batch_of([row]).items()}
             with torch.enable_grad():
                 outputs = model.outputs(inputs).values()
-            answer = sum((_signed(output, signs).sum() for output in outputs), torch.zeros(()))
+                answer = sum((_signed(output, signs).sum() for output in outputs), torch.zeros(()))
             (gradient,) = torch.autograd.grad(answer, found.pop())
             gradients = gradient.reshape(-1, width).double().numpy()
             total += gradients.T @ gradients
