@@ -73,7 +73,7 @@ def main() -> None:
     "--shrink-embeddings",
     is_flag=True,
     help="Leave out the rarest pieces of the vocabulary that this text does not need; at int8 also "
-    "store frequent words in 6 bits and others in 2, if held-out text loses 0.5 points or less.",
+    "store frequent words in 6 bits and others in 2, if 0.5 points or less are lost on it.",
 )
 @click.option(
     "--batch-size",

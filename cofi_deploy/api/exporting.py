@@ -95,8 +95,8 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         calibration: Text, one in each line, that lossy numbers are fitted to and judged on; by
             default the data of the run.
         shrink_embeddings: Leave out the rarest pieces of the vocabulary that this text does not
-            need; at int8 also store frequent words in 6 bits and others in 2, if held-out text
-            loses 0.5 points or less.
+            need; at int8 also store frequent words in 6 bits and others in 2, if 0.5 points
+            or less are lost on it.
         align: What hidden size and FFN widths must be multiples of, as `train` cut them.
         batch_size: Least, usual and largest batch: TensorRT's profiles, Triton's largest batch;
             by default `BATCH_SIZE`.

@@ -1,4 +1,4 @@
-"""6 and 2 bits for numbers of a shrunk table, or 8 where held-out text loses by it."""
+"""6 and 2 bits for numbers of a shrunk table, or 8 where the text loses by it."""
 
 from __future__ import annotations
 
