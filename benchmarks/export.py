@@ -59,7 +59,7 @@ def variants(
     Args:
         shapes: (batch, length) that some artifacts are made for.
         with_text: Whether there is text to cut a vocabulary to and to judge a search by.
-        tune: Whether to search; without text there is only one shape to choose, in OpenVINO.
+        tune: Whether to search; without text what a search would find in OpenVINO is one shape.
     """
     found: dict[str, dict[str, Any]] = {}
     for format_, runtime in RUNTIMES.items():
@@ -78,6 +78,10 @@ def variants(
             if with_text and tune:
                 search = {"tune": True, "target": f"{runtime}@{point}"}
                 found[f"{format_} tuned for {point}"] = {**one_shape, **search}
+            if format_ == "onnx" and batch == 1:
+                for precision in ("fp32", "int8"):
+                    one_text = {"precision": precision, "batch_size": one_shape["batch_size"]}
+                    found[f"onnx {precision} for {point}"] = {"format": format_, **one_text}
             elif not with_text and format_ == "openvino":
                 for precision in PRECISIONS:
                     name = f"openvino {precision} for {point}"

@@ -79,7 +79,8 @@ def main() -> None:
     "--batch-size",
     type=Triple(),
     help="Profile of an engine; its MAX is the largest batch that Triton forms; with --seq-len, "
-    "one number each: the only shape of an OpenVINO graph.  [default: 1:8:32]",
+    "one number each: the only shape of an OpenVINO graph; 1: an ONNX graph that computes one text "
+    "at a time.  [default: 1:8:32]",
 )
 @click.option(
     "--seq-len",

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 from cofi_deploy.errors import UsageError
 from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.export.opsets import DEFAULT_OPSETS
+from cofi_deploy.one_text import ONE_TEXT
 
 Triple = tuple[int, int, int]
 
@@ -181,15 +182,18 @@ def check_opset(format: str, opset: int | None) -> None:
 
 def check_shapes(format: str, batch_size: Triple | None, seq_len: Triple | None) -> None:
     """Refuse shapes that an ONNX graph does not have, and half of OpenVINO's one shape."""
-    given = [
-        flag for flag, value in (("--batch-size", batch_size), ("--seq-len", seq_len)) if value
-    ]
-    if format == "onnx" and given:
+    if format == "onnx" and seq_len is not None:
         raise UsageError(
-            f"{given[0]} is for --format openvino, trt and triton; an ONNX graph takes every "
-            "shape, leave it out"
+            "--seq-len is for --format openvino, trt and triton; an ONNX graph takes every length, "
+            "leave it out"
         )
-    if format == "openvino" and given and fixed_shape(batch_size, seq_len) is None:
+    if format == "onnx" and batch_size is not None and batch_size != ONE_TEXT:
+        raise UsageError(
+            "an ONNX graph takes every batch, or one text at a time: give --batch-size 1, or leave "
+            "it out"
+        )
+    is_given = batch_size is not None or seq_len is not None
+    if format == "openvino" and is_given and fixed_shape(batch_size, seq_len) is None:
         raise UsageError(
             "an OpenVINO graph takes every shape, or one: give --batch-size and --seq-len with one "
             "number each, such as --batch-size 1 --seq-len 128, or neither"

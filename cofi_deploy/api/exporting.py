@@ -54,6 +54,7 @@ from cofi_deploy.exports import (
     rebuild_command,
 )
 from cofi_deploy.loading import read_arch
+from cofi_deploy.one_text import ONE_TEXT
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
             or less are lost on it.
         align: What hidden size and FFN widths must be multiples of, as `train` cut them.
         batch_size: Least, usual and largest batch: TensorRT's profiles, Triton's largest batch;
-            by default `BATCH_SIZE`.
+            by default `BATCH_SIZE`. (1, 1, 1): an ONNX graph that computes one text at a time.
         seq_len: The same for tokens: TensorRT's one profile, by default `SEQ_LEN`, and the lengths
             that Triton warms up.
         opset: ONNX operator set; by default that of `DEFAULT_OPSETS` for the format.
@@ -172,7 +173,13 @@ def export(  # noqa: PLR0913 - the arguments are the flags of the command line
         )
     lossy: _Lossy = {"precision": precision, "text": text, "shrink_embeddings": shrink_embeddings}
     if format == "onnx":
-        return export_onnx(place.model, directory, opset=opset or DEFAULT_OPSETS["onnx"], **lossy)
+        return export_onnx(
+            place.model,
+            directory,
+            opset=opset or DEFAULT_OPSETS["onnx"],
+            one_text=batch_size == ONE_TEXT,
+            **lossy,
+        )
     return export_openvino(place.model, directory, shape=fixed_shape(batch_size, seq_len), **lossy)
 
 

@@ -62,7 +62,8 @@ class TuningRequest:
         shrink_embeddings: Of every candidate.
         max_drop: Points of the metric that the winner may lose on held-out text; None: as much as
             any lossy export.
-        may_fix_shape: Whether an artifact that computes the point's shape alone may win.
+        may_fix_shape: Whether an artifact that computes the point's shape, or ONNX of its batch,
+            alone may win.
     """
 
     model: Path
@@ -195,12 +196,8 @@ class _Search:
             tried.directory, tried.refused = None, str(error)
             return tried
         tried.refused = self._drop_of(tried.parity)
-        if candidate.shape is not None and not self.request.may_fix_shape:
-            batch, length = candidate.shape
-            tried.refused = tried.refused or (
-                f"it takes no longer texts and pads all others; allow it with --batch-size {batch} "
-                f"--seq-len {length}"
-            )
+        if not self.request.may_fix_shape:
+            tried.refused = tried.refused or candidate.restriction
         return tried
 
     def _built(self, candidate: Candidate) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from cofi_deploy.api.runtime_names import points_of
 from cofi_deploy.api.tuning import TUNED_FORMATS, check_target
 from cofi_deploy.errors import UsageError
+from cofi_deploy.export.candidates import TUNED_RUNTIMES
 from cofi_deploy.serve.latency import OperatingPoint
 
 Triple = tuple[int, int, int]
@@ -43,12 +44,16 @@ def tuning_target(tune: bool, target: str | None, format: str) -> OperatingPoint
 def may_fix_shape(point: OperatingPoint, batch_size: Triple | None, seq_len: Triple | None) -> bool:
     """Whether the shape that is measured was asked for as the only one.
 
+    An ONNX graph has no fixed length, so that its batch alone is enough.
+
     Raises:
         UsageError: Another was.
     """
     if batch_size is None and seq_len is None:
         return False
-    if batch_size != (point.batch_size,) * 3 or seq_len != (point.seq_len,) * 3:
+    needs_no_length = TUNED_RUNTIMES[point.runtime] == "onnx" and seq_len is None
+    is_length = needs_no_length or seq_len == (point.seq_len,) * 3
+    if batch_size != (point.batch_size,) * 3 or not is_length:
         raise UsageError(
             f"--tune --for {point} measures one shape; give --batch-size {point.batch_size} "
             f"--seq-len {point.seq_len} to allow artifacts that compute no other, or neither"

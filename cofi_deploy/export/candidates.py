@@ -47,6 +47,7 @@ class Candidate:
         precision: Of the graph.
         opset: Of an ONNX graph.
         shape: The one (batch, length) of an OpenVINO graph; None for any.
+        one_text: Whether an ONNX graph has its batch fixed to 1.
         threads: None means the physical cores.
         settings: See `exports.SessionChoice`.
     """
@@ -55,12 +56,26 @@ class Candidate:
     precision: Precision = "fp32"
     opset: int = DEFAULT_OPSET
     shape: tuple[int, int] | None = None
+    one_text: bool = False
     threads: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def session(self, runtime: str) -> SessionChoice:
         """What `export.json` says of it."""
         return SessionChoice(runtime=runtime, threads=self.threads, settings=dict(self.settings))
+
+    @property
+    def restriction(self) -> str | None:
+        """What the graph cannot do, and the flags that allow it; None where it takes any shape."""
+        if self.one_text:
+            return "it computes one text at a time; allow it with --batch-size 1"
+        if self.shape is None:
+            return None
+        batch, length = self.shape
+        return (
+            f"it takes no longer texts and pads all others; allow it with --batch-size {batch} "
+            f"--seq-len {length}"
+        )
 
 
 def graphs_for(runtime: str, machine: Machine, shape: tuple[int, int]) -> list[Candidate]:
@@ -72,11 +87,12 @@ def graphs_for(runtime: str, machine: Machine, shape: tuple[int, int]) -> list[C
         shape: (batch, length) of graphs that compute no other.
     """
     if runtime == "onnxruntime-cpu":
-        return [
+        graphs = [
             Candidate(name="default"),
             Candidate(name="Gelu as one node", opset=_GELU_OPSET),
             Candidate(name="int8", precision="int8"),
         ]
+        return graphs + [_of_one_text(graphs[0]), _of_one_text(graphs[2])] * (shape[0] == 1)
     found = [Candidate(name="default")]
     if machine.has_bf16:
         found.append(Candidate(name="bf16", precision="bf16"))
@@ -121,11 +137,21 @@ def build(opened: Opened, output: Path, candidate: Candidate, runtime: str) -> P
     """
     if runtime == "onnxruntime-cpu":
         return write_onnx_directory(
-            opened, output, opset=candidate.opset, precision=candidate.precision
+            opened,
+            output,
+            opset=candidate.opset,
+            precision=candidate.precision,
+            one_text=candidate.one_text,
         )
     return write_openvino_directory(
         opened, output, precision=candidate.precision, shape=candidate.shape
     )
+
+
+def _of_one_text(graph: Candidate) -> Candidate:
+    name = "one text at a time"
+    is_default = graph == Candidate(name=graph.name)
+    return replace(graph, name=name if is_default else f"{graph.name}; {name}", one_text=True)
 
 
 def _threads(machine: Machine) -> Iterator[tuple[str, tuple[int | None, Mapping[str, Any]]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import onnx
 from onnx import TensorProto, helper
@@ -37,12 +38,19 @@ _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 def onnx_from_model(
-    model: CofiPreTrainedModel, *, opset: int, numerics: Numerics = FP32
+    model: CofiPreTrainedModel, *, opset: int, numerics: Numerics = FP32, one_text: bool = False
 ) -> onnx.ModelProto:
     """Write the graph of ``model``.
 
     Where precisions meet there are explicit casts, as strongly typed runtimes need them. Inputs
     are int64 and outputs fp32 in all of them.
+
+    Args:
+        model: Encoder and head.
+        opset: ONNX operator set.
+        numerics: In which numbers.
+        one_text: Fix the batch to 1. States are then matrices (sequence, hidden), so that a
+            product takes its bias and its residual in, and heads are apart without a copy.
 
     Raises:
         ExportError: An activation without a translation, or weights beyond 2 GiB.
@@ -51,7 +59,7 @@ def onnx_from_model(
     _check_size(weights, numerics.precision)
     weights = centred(weights, model.arch, numerics.centres)
     weights = with_fewer_operations(weights, model.arch, merge_biases=numerics.merge_biases)
-    graph = GraphBuilder(weights, opset=opset, numerics=numerics)
+    graph = GraphBuilder(weights, opset=opset, numerics=numerics, one_text=one_text)
     states = _encoder(graph, model.arch, model.kind)
     _head(graph, states, model.arch, model.kind)
     labels = weights["classifier.weight"].shape[0]
@@ -68,6 +76,7 @@ def _check_size(weights: Mapping[str, Array], precision: Precision) -> None:
 
 
 def _encoder(graph: GraphBuilder, arch: Arch, kind: TaskKind) -> str:
+    """States of the tokens that the head reads: (batch, tokens, hidden), of one text as `_rows`."""
     x = _embeddings(graph, arch)
     with graph.sublayer("mask"):
         bias = _attention_bias(graph)
@@ -98,9 +107,25 @@ def attention_of_first_token(arch: Arch, kind: TaskKind) -> int | None:
 
 
 def _first_token(graph: GraphBuilder, x: str, module: str) -> str:
-    """(batch, sequence, hidden) -> (batch, 1, hidden)."""
+    """(batch, sequence, hidden) -> (batch, 1, hidden), in a graph of one text (1, hidden)."""
     first = graph.integers("first_token", [0])
-    return graph.node("Gather", [x, first], f"{module}.first_token", axis=1)
+    return graph.node(
+        "Gather", [x, first], f"{module}.first_token", axis=0 if graph.one_text else 1
+    )
+
+
+def _rows(graph: GraphBuilder, x: str, name: str) -> str:
+    """In a graph of one text (1, sequence, width) -> (sequence, width)."""
+    if not graph.one_text:
+        return x
+    return graph.node("Squeeze", [x, graph.integers("batch_axis", [0])], name)
+
+
+def _batch(graph: GraphBuilder, x: str, name: str) -> str:
+    """In a graph of one text (sequence, width) -> (1, sequence, width)."""
+    if not graph.one_text:
+        return x
+    return graph.node("Unsqueeze", [x, graph.integers("batch_axis", [0])], name)
 
 
 def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
@@ -127,6 +152,7 @@ def _embeddings(graph: GraphBuilder, arch: Arch) -> str:
             )
         x = graph.node("Add", [x, places], f"{tables}.sum")  # (batch, sequence, width)
         x = graph.norm(x, f"{tables}.norm", arch.layer_norm_eps)
+        x = _rows(graph, x, f"{tables}.rows")
     if arch.embedding is None:
         return x
     with graph.sublayer(f"{tables}.project"):
@@ -201,25 +227,48 @@ def _attention_bias(graph: GraphBuilder) -> str:
     return graph.node("Mul", [padding, graph.number("masked_score", MASKED_SCORE)], "mask.bias")
 
 
+class _Axes(NamedTuple):
+    """How attention takes states apart by head and puts them together.
+
+    Attributes:
+        of_states: Sizes before those of a head and its units; 0: as it was.
+        by_head: Axes of that as (batch, heads, sequence).
+        by_sequence: Axes of (batch, heads, sequence) with the heads last.
+        of_rows: Sizes before that of the states; 0: as it was.
+    """
+
+    of_states: tuple[int, ...]
+    by_head: tuple[int, int, int]
+    by_sequence: tuple[int, int, int]
+    of_rows: tuple[int, ...]
+
+
+_BATCH_FIRST = _Axes(of_states=(0, 0), by_head=(0, 2, 1), by_sequence=(0, 2, 1), of_rows=(0, 0))
+# Costs one text nothing, and ONNX Runtime's products then read the heads where they lie.
+_SEQUENCE_FIRST = _Axes(of_states=(0, 1), by_head=(1, 2, 0), by_sequence=(2, 0, 1), of_rows=(0,))
+
+
 def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -> str:
     """Attention of every token to all, with residual and LayerNorm."""
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
-    split = graph.integers(f"split_{heads}_heads", [0, 0, heads, size])
-    merge = graph.integers(f"merge_{heads}_heads", [0, 0, heads * size])
+    axes = _SEQUENCE_FIRST if graph.one_text else _BATCH_FIRST
+    split = graph.integers(f"split_{heads}_heads", [*axes.of_states, heads, size])
+    merge = graph.integers(f"merge_{heads}_heads", [*axes.of_rows, heads * size])
 
     def heads_of(name: str, states: str, perm: Sequence[int]) -> str:
         states = graph.node("Reshape", [states, split], f"{module}.{name}.split")
         return graph.node("Transpose", [states], f"{module}.{name}.heads", perm=perm)
 
-    query = heads_of("query", graph.linear(x, f"{module}.query"), (0, 2, 1, 3))
-    key = heads_of("key", graph.linear(x, f"{module}.key"), (0, 2, 3, 1))
-    value = heads_of("value", graph.linear(x, f"{module}.value"), (0, 2, 1, 3))
+    query = heads_of("query", graph.linear(x, f"{module}.query"), (*axes.by_head, 3))
+    key = heads_of("key", graph.linear(x, f"{module}.key"), (*axes.by_head[:2], 3, axes.by_head[2]))
+    value = heads_of("value", graph.linear(x, f"{module}.value"), (*axes.by_head, 3))
     scores = graph.node("MatMul", [query, key], f"{module}.scores")
     scores = graph.node("Add", [scores, bias], f"{module}.scores.masked")
     weights = graph.softmax(scores, f"{module}.weights")
     context = graph.node("MatMul", [weights, value], f"{module}.context")
-    context = graph.node("Transpose", [context], f"{module}.context.rows", perm=(0, 2, 1, 3))
+    rows = (*axes.by_sequence, 3)
+    context = graph.node("Transpose", [context], f"{module}.context.rows", perm=rows)
     context = graph.node("Reshape", [context, merge], f"{module}.context.merged")
     return _attention_output(graph, context, x, module, arch)
 
@@ -227,7 +276,7 @@ def _attention(graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int) -
 def _attention_of_first_token(
     graph: GraphBuilder, x: str, bias: str, arch: Arch, index: int
 ) -> str:
-    """Attention of the first token to all, without keys and values: (batch, 1, hidden).
+    """Attention of the first token to all, without keys and values; gives what `_first_token` does.
 
     One query for each head leaves little to share: instead of a key for every token, the query
     goes through the key's matrix, ``q (W x) = (q W) x``; instead of a value for every token, the
@@ -240,8 +289,10 @@ def _attention_of_first_token(
     module = f"encoder.layers.{index}.attention"
     heads, size = arch.layers[index].heads, arch.head_size
     asking = _first_token(graph, x, module)
+    texts = _batch(graph, x, f"{module}.text")
     by_head = graph.integers(f"first_token_{heads}_heads", [0, heads, size])
-    in_one = graph.integers(f"first_token_merge_{heads}_heads", [0, 1, heads * size])
+    width = [0, heads * size] if graph.one_text else [0, 1, heads * size]
+    in_one = graph.integers(f"first_token_merge_{heads}_heads", width)
 
     def swapped(states: str, name: str) -> str:
         """(batch, heads, ...) -> (heads, batch, ...) and back."""
@@ -252,12 +303,12 @@ def _attention_of_first_token(
     query = swapped(query, f"{module}.query.heads")  # (heads, batch, head_size)
     query = graph.by_head(query, f"{module}.key", heads, into="inputs")
     query = swapped(query, f"{module}.key.query")  # (batch, heads, hidden)
-    states = graph.node("Transpose", [x], f"{module}.states", perm=(0, 2, 1))
+    states = graph.node("Transpose", [texts], f"{module}.states", perm=(0, 2, 1))
     scores = graph.node("MatMul", [query, states], f"{module}.scores")
     bias = graph.node("Squeeze", [bias, graph.integers("second_axis", [2])], f"{module}.mask")
     scores = graph.node("Add", [scores, bias], f"{module}.scores.masked")
     weights = graph.softmax(scores, f"{module}.weights")  # (batch, heads, sequence)
-    context = graph.node("MatMul", [weights, x], f"{module}.context")
+    context = graph.node("MatMul", [weights, texts], f"{module}.context")
     context = swapped(context, f"{module}.context.heads")  # (heads, batch, hidden)
     context = graph.by_head(context, f"{module}.value", heads, into="outputs")
     context = swapped(context, f"{module}.context.rows")  # (batch, heads, head_size)
@@ -267,16 +318,14 @@ def _attention_of_first_token(
 
 
 def _attention_output(graph: GraphBuilder, context: str, x: str, module: str, arch: Arch) -> str:
-    out = graph.linear(context, f"{module}.output")
-    out = graph.node("Add", [out, x], f"{module}.residual")
+    out = graph.linear_and_sum(context, f"{module}.output", x, f"{module}.residual")
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 
 def _ffn(graph: GraphBuilder, x: str, module: str, arch: Arch) -> str:
     inner = graph.linear(x, f"{module}.up")
     inner = _activation(graph, inner, f"{module}.activation", arch.activation)
-    out = graph.linear(inner, f"{module}.down")
-    out = graph.node("Add", [out, x], f"{module}.residual")
+    out = graph.linear_and_sum(inner, f"{module}.down", x, f"{module}.residual")
     return graph.norm(out, f"{module}.norm", arch.layer_norm_eps)
 
 
@@ -307,11 +356,13 @@ def _head(graph: GraphBuilder, x: str, arch: Arch, kind: TaskKind) -> None:
     with graph.sublayer("head"), graph.in_fp32():
         x = graph.enter(x)
         if not is_per_token(kind):
-            x = _pooler(graph, x, arch)
-        if kind != "question-answering":
-            graph.linear(x, "classifier", output="logits")
+            graph.linear(_pooler(graph, x, arch), "classifier", output="logits")
             return
-        logits = graph.linear(x, "classifier")
+        if kind != "question-answering":
+            name = "logits.rows" if graph.one_text else "logits"
+            _batch(graph, graph.linear(x, "classifier", output=name), "logits")
+            return
+        logits = _batch(graph, graph.linear(x, "classifier"), "classifier.logits")
         for index, name in enumerate(output_names(kind)):
             place = graph.integer(f"{name}.place", index)
             graph.node("Gather", [logits, place], name, axis=2)  # (batch, sequence)
@@ -320,22 +371,23 @@ def _head(graph: GraphBuilder, x: str, arch: Arch, kind: TaskKind) -> None:
 def _pooler(graph: GraphBuilder, x: str, arch: Arch) -> str:
     if arch.pooler is None:
         raise ExportError("a classifier needs an Arch with a pooler, got pooler None")
-    first = graph.integer("first", 0)
-    x = graph.node("Gather", [x, first], "pooler.token", axis=1)  # (batch, hidden)
+    if not graph.one_text:  # whose states are (1, hidden) here
+        x = graph.node("Gather", [x, graph.integer("first", 0)], "pooler.token", axis=1)
     return _activation(
         graph, graph.linear(x, "pooler"), "pooler.activation", arch.pooler_activation
     )
 
 
 def _model_proto(graph: GraphBuilder, kind: TaskKind, labels: int) -> onnx.ModelProto:
+    batch = 1 if graph.one_text else BATCH
     shapes: dict[TaskKind, list[str | int]] = {
-        "text-classification": [BATCH, labels],
-        "text-regression": [BATCH, labels],
-        "token-classification": [BATCH, SEQUENCE, labels],
-        "question-answering": [BATCH, SEQUENCE],
+        "text-classification": [batch, labels],
+        "text-regression": [batch, labels],
+        "token-classification": [batch, SEQUENCE, labels],
+        "question-answering": [batch, SEQUENCE],
     }
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, [BATCH, SEQUENCE])
+        helper.make_tensor_value_info(name, TensorProto.INT64, [batch, SEQUENCE])
         for name in INPUT_NAMES
     ]
     outputs = [

@@ -46,11 +46,19 @@ TYPES = "encoder.embeddings.token_type.weight"
 class GraphBuilder:
     """Collects nodes and initializers; each method returns the name of the tensor it adds."""
 
-    def __init__(self, weights: Mapping[str, Array], *, opset: int, numerics: Numerics) -> None:
-        """Take fp32 weights by their names."""
+    def __init__(
+        self,
+        weights: Mapping[str, Array],
+        *,
+        opset: int,
+        numerics: Numerics,
+        one_text: bool = False,
+    ) -> None:
+        """Take fp32 weights by their names; inputs of `linear` are matrices where ``one_text``."""
         self.weights = weights
         self.opset = opset
         self.numerics = numerics
+        self.one_text = one_text
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._usual: Computed = numerics.computed
@@ -254,7 +262,16 @@ class GraphBuilder:
 
     def linear(self, x: str, module: str, *, output: str | None = None) -> str:
         """``x @ W.T + b`` over the last axis; without ``b`` where the weights have none."""
-        return self.plus_bias(self._product(x, module), module, output=output)
+        if not (self._sums_in_product(module) and f"{module}.bias" in self.weights):
+            return self.plus_bias(self._product(x, module), module, output=output)
+        bias = self.parameter(f"{module}.bias")
+        return self.node("Gemm", [x, self._map(module), bias], output or f"{module}.out")
+
+    def linear_and_sum(self, x: str, module: str, summand: str, output: str) -> str:
+        """``linear(x) + summand``, in one node where that can be."""
+        if not self._sums_in_product(module) or f"{module}.bias" in self.weights:
+            return self.node("Add", [self.linear(x, module), summand], output)
+        return self.node("Gemm", [x, self._map(module), summand], output)
 
     def plus_bias(self, x: str, module: str, *, output: str | None = None) -> str:
         """``x + b`` of a linear map; ``x`` where the weights have none."""
@@ -331,8 +348,16 @@ class GraphBuilder:
         elif module in self.numerics.int8:
             return self._int8_product(x, module, self.numerics.int8[module])
         else:
-            weight = self._matrix(name, self.weights[name].T)
+            weight = self._map(module)
         return self.node("MatMul", [x, weight], output)
+
+    def _sums_in_product(self, module: str) -> bool:
+        """Whether the product of a linear map can take a summand in: of matrices of numbers."""
+        return self.one_text and module not in self.numerics.int8
+
+    def _map(self, module: str) -> str:
+        """The weight of a linear map, (in, out), as numbers to compute with."""
+        return self._matrix(f"{module}.weight", self.weights[f"{module}.weight"].T)
 
     def _matrix(self, name: str, value: Array) -> str:
         """The weight ``name``, in the layout of ``value``, as numbers to compute with.

@@ -114,7 +114,8 @@ def write_openvino_directory(
     with atomic_directory(output) as directory:
         onnx_file = directory / ONNX_FILE
         opset = DEFAULT_OPSETS["openvino"]
-        write_onnx(source, model, onnx_file, opset=opset, numerics=numerics)
+        # The text is for what comes of it.
+        write_onnx(replace(opened, yardstick=None), onnx_file, opset=opset, numerics=numerics)
         ir = _ir_from_onnx(openvino, onnx_file, source)
         # Matrices that the conversion made fp32 of lose nothing: fp16 has more bits than bf16.
         is_half = precision in {"fp16", "bf16"}

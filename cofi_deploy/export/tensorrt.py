@@ -167,9 +167,9 @@ class _Graph:
 
 
 def _write_graph(opened: Opened, precision: str, file: Path) -> _Graph:
-    source, model, known = opened.source, opened.model, _precision(precision)
-    numerics = choose_numerics(model, known, opened.rows(), strongly_typed=True)
-    parity = write_onnx(source, model, file, numerics=numerics, yardstick=opened.yardstick)
+    known = _precision(precision)
+    numerics = choose_numerics(opened.model, known, opened.rows(), strongly_typed=True)
+    parity = write_onnx(opened, file, numerics=numerics)
     return _Graph(file=file, numerics=numerics, parity=parity, options=opened.options)
 
 

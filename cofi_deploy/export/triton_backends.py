@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cofi_deploy.engines import PLAN_FILE, EngineRecord, read_engine_record
 from cofi_deploy.errors import ConfigError
-from cofi_deploy.export.manifest import Source, open_source, source_of_export
+from cofi_deploy.export.manifest import Source, source_of_export
 from cofi_deploy.export.onnx import MODEL_FILE as ONNX_FILE
-from cofi_deploy.export.onnx import write_onnx
+from cofi_deploy.export.onnx import open_for_export, write_onnx
 from cofi_deploy.export.openvino import MODEL_FILE as OPENVINO_FILE
 from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.export.triton_config import FILES, Plan, TritonOptions
@@ -66,14 +66,19 @@ def _place_onnx(model: Path | str, version: Path, options: TritonOptions) -> Art
     """Copy the file of an ONNX export, or write one from a model directory."""
     file = version / ONNX_FILE
     if not (Path(model) / MANIFEST).is_file():
-        source, loaded = open_source(model)
-        parity = write_onnx(source, loaded, file)
-        return Artifact(source=source, precision="fp32", parity=parity, options=options)
+        opened = open_for_export(model, None, shrink_embeddings=False)
+        parity = write_onnx(opened, file)
+        return Artifact(source=opened.source, precision="fp32", parity=parity, options=options)
     manifest = check_export(Path(model))
     if manifest.format != "onnx" or ONNX_FILE not in manifest.files:
         raise ConfigError(
             f"{str(model)!r} is an export of format {manifest.format!r}, but a model repository is "
             f"made from format 'onnx'; run: cofi-deploy export {manifest.source_path} --format onnx"
+        )
+    if "batch_size" in manifest.options:
+        raise ConfigError(
+            f"{str(model)!r} computes one text at a time, but a server forms batches; run: "
+            f"cofi-deploy export {manifest.source_path} --format onnx"
         )
     shutil.copyfile(manifest.directory / ONNX_FILE, file)
     return Artifact(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 import onnxruntime as ort
 
 from cofi_deploy.exports import SessionChoice
+from cofi_deploy.one_text import takes_one_text, texts_of
 from cofi_deploy.parts import Node, Place, Run, place_nodes
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import Tensors
@@ -56,10 +58,14 @@ def profiled_runs(
             providers=_PROVIDERS,
             disabled_optimizers=disabled_optimizers(choice),
         )
+        texts = texts_of(inputs) if takes_one_text(session) else [inputs]
         for _ in range(warmup + runs):
-            session.run(None, dict(inputs))
+            for text in texts:
+                session.run(None, dict(text))
         trace = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return [_folded(events, places) for events in _events_by_run(trace)][-runs:]
+    events = iter(_events_by_run(trace))
+    batches = zip(*[events] * len(texts), strict=True)  # as many in a row as there are texts
+    return [_folded(list(chain(*batch)), places) for batch in batches][-runs:]
 
 
 def optimised_model(

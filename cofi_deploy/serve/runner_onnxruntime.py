@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime as ort
 
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.exports import ExportManifest, SessionChoice
+from cofi_deploy.one_text import one_after_the_other, takes_one_text
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -75,17 +77,24 @@ class OnnxRuntimeSession:
         self.device = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         self.precision = precision
         self.limits = limits
+        self._takes_one_text = takes_one_text(session)
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs of checked inputs; on CUDA, copies to and from the device are part of it."""
         if self._session is None:
             raise RunnerError("this onnxruntime session is closed; open the artifact again")
-        values = self._session.run(self._output_names, dict(inputs))
-        return dict(zip(self._output_names, values, strict=True))
+        run = partial(self._outputs, self._session)
+        return one_after_the_other(run, inputs) if self._takes_one_text else run(inputs)
 
     def close(self) -> None:
         """Drop the session, which frees its arena and threads."""
         self._session = None
+
+    def _outputs(
+        self, session: ort.InferenceSession, inputs: Tensors
+    ) -> dict[str, npt.NDArray[Any]]:
+        values = session.run(self._output_names, dict(inputs))
+        return dict(zip(self._output_names, values, strict=True))
 
 
 def session_options(threads: int, choice: SessionChoice | None = None) -> ort.SessionOptions:

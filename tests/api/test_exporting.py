@@ -125,7 +125,12 @@ def test_an_unknown_format_names_the_nearest():
         (
             "onnx",
             {"seq_len": (16, 16, 16)},
-            "--seq-len is for --format openvino, trt and triton; an ONNX graph takes every shape",
+            "--seq-len is for --format openvino, trt and triton; an ONNX graph takes every length",
+        ),
+        (
+            "onnx",
+            {"batch_size": (1, 8, 32)},
+            "an ONNX graph takes every batch, or one text at a time: give --batch-size 1, or leave",
         ),
         (
             "openvino",

@@ -187,6 +187,26 @@ def test_openvino_fixes_a_shape_only_where_that_was_asked_for(request_for, tmp_p
 
 
 @pytest.mark.slow
+def test_a_graph_of_one_text_is_kept_only_where_that_was_asked_for(tiny_run, tmp_path, monkeypatch):
+    timer = Timer({"one text at a time": 5.0})
+    monkeypatch.setattr(
+        exporting, "tuned", lambda request, folder: tune(request, folder, timer=timer)
+    )
+    asked = {"tune": True, "target": "ort@1x8"}
+    both = [
+        api.export(tiny_run, format="onnx", output=tmp_path / str(index), **asked, **more)
+        for index, more in enumerate([{}, {"batch_size": (1, 1, 1)}])
+    ]
+    told, rows = rows_of(both[0])
+    assert told["kept"] == "default"
+    words = "it computes one text at a time; allow it with --batch-size 1"
+    assert rows["one text at a time"]["refused"] == words
+    assert read_tuning(both[1])["kept"] == "one text at a time"
+    command = rebuild_command(check_export(both[1]))
+    assert command.endswith("--format onnx --tune --for onnxruntime-cpu@1x8 --batch-size 1:1:1")
+
+
+@pytest.mark.slow
 def test_a_busy_machine_is_no_place_to_choose(request_for, tmp_path):
     load = Load(
         window_s=9.0, cores=2, own_cores=1.0, others_cores=0.9, stolen_cores=0.0, switches_per_s=9.0

@@ -115,7 +115,9 @@ def test_triton_gets_what_its_backend_knows(tuned, tmp_path):
 
 def test_candidates_come_from_the_simplest_on():
     onnx = [candidate.name for candidate in graphs_for("onnxruntime-cpu", MACHINE, (1, 128))]
-    assert onnx == ["default", "Gelu as one node", "int8"]
+    several = [candidate.name for candidate in graphs_for("onnxruntime-cpu", MACHINE, (2, 128))]
+    assert several == ["default", "Gelu as one node", "int8"]
+    assert onnx == [*several, "one text at a time", "int8; one text at a time"]
     openvino = [candidate.name for candidate in graphs_for("openvino", MACHINE, (1, 128))]
     assert openvino[:4] == ["default", "bf16", "int8", "int8, else bf16"]
     assert openvino[4:6] == ["one shape, 1x128", "bf16; one shape, 1x128"]
