@@ -79,9 +79,8 @@ def variants(
                 search = {"tune": True, "target": f"{runtime}@{point}"}
                 found[f"{format_} tuned for {point}"] = {**one_shape, **search}
             if format_ == "onnx" and batch == 1:
-                for precision in ("fp32", "int8"):
-                    one_text = {"precision": precision, "batch_size": one_shape["batch_size"]}
-                    found[f"onnx {precision} for {point}"] = {"format": format_, **one_text}
+                one_text = {"format": format_, "batch_size": one_shape["batch_size"]}
+                found[f"onnx fp32 for {point}"] = one_text
             elif not with_text and format_ == "openvino":
                 for precision in PRECISIONS:
                     name = f"openvino {precision} for {point}"

@@ -108,6 +108,7 @@ ONNXRUNTIME_SETTINGS: Mapping[str, tuple[Any, ...]] = {
 OPENVINO_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "INFERENCE_PRECISION_HINT": ("f32", "bf16"),
     "ENABLE_HYPER_THREADING": (False, True),
+    "NUM_STREAMS": tuple(range(1, 257)),
 }
 
 

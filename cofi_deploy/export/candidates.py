@@ -87,12 +87,13 @@ def graphs_for(runtime: str, machine: Machine, shape: tuple[int, int]) -> list[C
         shape: (batch, length) of graphs that compute no other.
     """
     if runtime == "onnxruntime-cpu":
-        graphs = [
+        one_text = [Candidate(name="one text at a time", one_text=True)] if shape[0] == 1 else []
+        return [
             Candidate(name="default"),
             Candidate(name="Gelu as one node", opset=_GELU_OPSET),
+            *one_text,
             Candidate(name="int8", precision="int8"),
         ]
-        return graphs + [_of_one_text(graphs[0]), _of_one_text(graphs[2])] * (shape[0] == 1)
     found = [Candidate(name="default")]
     if machine.has_bf16:
         found.append(Candidate(name="bf16", precision="bf16"))
@@ -107,13 +108,13 @@ def graphs_for(runtime: str, machine: Machine, shape: tuple[int, int]) -> list[C
     ]
 
 
-def sessions_for(runtime: str, graph: Candidate, machine: Machine) -> list[Candidate]:
+def sessions_for(runtime: str, graph: Candidate, machine: Machine, batch: int) -> list[Candidate]:
     """Ways of opening ``graph``, one change each, in the order in which they are preferred."""
     changes = dict(_threads(machine))
     if runtime == "onnxruntime-cpu":
         changes |= _onnxruntime_changes()
-    elif machine.logical_cores > machine.cores:
-        changes["hyper-threads"] = (machine.logical_cores, {"ENABLE_HYPER_THREADING": True})
+    else:
+        changes |= _openvino_changes(machine, 1 if graph.shape else batch)
     return [
         _changed(graph, name, threads, settings) for name, (threads, settings) in changes.items()
     ]
@@ -148,15 +149,19 @@ def build(opened: Opened, output: Path, candidate: Candidate, runtime: str) -> P
     )
 
 
-def _of_one_text(graph: Candidate) -> Candidate:
-    name = "one text at a time"
-    is_default = graph == Candidate(name=graph.name)
-    return replace(graph, name=name if is_default else f"{graph.name}; {name}", one_text=True)
-
-
 def _threads(machine: Machine) -> Iterator[tuple[str, tuple[int | None, Mapping[str, Any]]]]:
     for count in sorted({1, machine.cores // 2} - {0, machine.cores}, reverse=True):
         yield f"threads {count}", (count, {})
+
+
+def _openvino_changes(
+    machine: Machine, batch: int
+) -> Iterator[tuple[str, tuple[int | None, Mapping[str, Any]]]]:
+    if machine.logical_cores > machine.cores:
+        yield "hyper-threads", (machine.logical_cores, {"ENABLE_HYPER_THREADING": True})
+    for count in sorted({2, machine.cores}):
+        if count <= min(batch, machine.cores):
+            yield f"streams {count}", (None, {"NUM_STREAMS": count})
 
 
 def _onnxruntime_changes() -> dict[str, tuple[int | None, Mapping[str, Any]]]:

@@ -54,7 +54,10 @@ class GraphBuilder:
         numerics: Numerics,
         one_text: bool = False,
     ) -> None:
-        """Take fp32 weights by their names; inputs of `linear` are matrices where ``one_text``."""
+        """Take fp32 weights by their names.
+
+        Where ``one_text``, inputs of `linear` are matrices, and no product is of bytes.
+        """
         self.weights = weights
         self.opset = opset
         self.numerics = numerics
@@ -262,14 +265,14 @@ class GraphBuilder:
 
     def linear(self, x: str, module: str, *, output: str | None = None) -> str:
         """``x @ W.T + b`` over the last axis; without ``b`` where the weights have none."""
-        if not (self._sums_in_product(module) and f"{module}.bias" in self.weights):
+        if not self.one_text or f"{module}.bias" not in self.weights:
             return self.plus_bias(self._product(x, module), module, output=output)
         bias = self.parameter(f"{module}.bias")
         return self.node("Gemm", [x, self._map(module), bias], output or f"{module}.out")
 
     def linear_and_sum(self, x: str, module: str, summand: str, output: str) -> str:
         """``linear(x) + summand``, in one node where that can be."""
-        if not self._sums_in_product(module) or f"{module}.bias" in self.weights:
+        if not self.one_text or f"{module}.bias" in self.weights:
             return self.node("Add", [self.linear(x, module), summand], output)
         return self.node("Gemm", [x, self._map(module), summand], output)
 
@@ -350,10 +353,6 @@ class GraphBuilder:
         else:
             weight = self._map(module)
         return self.node("MatMul", [x, weight], output)
-
-    def _sums_in_product(self, module: str) -> bool:
-        """Whether the product of a linear map can take a summand in: of matrices of numbers."""
-        return self.one_text and module not in self.numerics.int8
 
     def _map(self, module: str) -> str:
         """The weight of a linear map, (in, out), as numbers to compute with."""

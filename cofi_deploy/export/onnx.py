@@ -20,7 +20,7 @@ import onnxruntime
 
 from cofi_deploy.arch import Arch
 from cofi_deploy.atomic import atomic_directory
-from cofi_deploy.errors import ExportError
+from cofi_deploy.errors import ConfigError, ExportError
 from cofi_deploy.export.calibration import (
     CalibrationText,
     Row,
@@ -93,13 +93,19 @@ def export_onnx(  # noqa: PLR0913 - the arguments are the flags of the command l
         ``output``.
 
     Raises:
-        ConfigError: An opset or precision that is not supported, or a vocabulary to shrink to
-            without text or with a tokenizer that cannot be cut.
+        ConfigError: An opset or precision that is not supported, int8 of one text, or a vocabulary
+            to shrink to without text or with a tokenizer that cannot be cut.
         ExportError: The graph is not valid, or loses more than its precision may lose.
         ArtifactError: The source is corrupt, unsafe or incomplete.
     """
     check_precision(precision)
     check_opset(opset)
+    if one_text and precision == "int8":
+        raise ConfigError(
+            "an int8 graph of one text at a time is slower than that of any batch (ONNX Runtime "
+            "merges its products with their biases, and then unpacks the weights for every text); "
+            "leave out --batch-size 1, or give another --precision"
+        )
     opened = open_for_export(model_dir, text, shrink_embeddings=shrink_embeddings)
     return write_onnx_directory(opened, output, opset=opset, precision=precision, one_text=one_text)
 

@@ -59,7 +59,8 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OpenVinoSession:
     threads = settings.threads_of(manifest.session)
     shape = static_shape(compiled)
     if shape is None:
-        return OpenVinoSession(compiled, limits, precision, threads)
+        pieces = _streams(manifest.session)
+        return OpenVinoSession(compiled, limits, precision, threads, pieces=pieces)
     limits = replace(limits, max_positions=shape.length)
     fixed = replace(shape, pad_id=manifest.arch.pad_token_id, per_token=is_per_token(manifest.kind))
     return OpenVinoSession(compiled, limits, precision, threads, fixed)
@@ -94,7 +95,7 @@ def compile_export(
         )
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": str(settings.streams),
+        "NUM_STREAMS": str(max(settings.streams, _streams(choice))),
         # The threads of all streams together; a stream has one at the least.
         "INFERENCE_NUM_THREADS": max(threads, min(threads * settings.streams, physical_cores())),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -109,10 +110,16 @@ def _tuned(
 ) -> Mapping[str, Any]:
     """What the artifact was tuned to; no precision beside another one, or that is not here."""
     settings = dict({} if choice is None else choice.settings)
+    settings.pop("NUM_STREAMS", None)  # beside those that callers need
     has_bf16 = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if not (is_own_precision and has_bf16):
         settings.pop("INFERENCE_PRECISION_HINT", None)
     return settings
+
+
+def _streams(choice: SessionChoice | None) -> int:
+    """In how many pieces a batch is computed side by side."""
+    return 1 if choice is None else int(choice.settings.get("NUM_STREAMS", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,10 +178,16 @@ class OpenVinoSession:
         precision: str,
         threads: int,
         shape: StaticShape | None = None,
+        *,
+        pieces: int = 1,
     ) -> None:
-        """Take a compiled model, and its shape where it has but one."""
+        """Take a compiled model, and its shape where it has but one.
+
+        Of any other a batch is computed in ``pieces`` at once, where there are as many streams.
+        """
         self.threads = threads
         self._shape = shape
+        self._pieces = pieces
         self._compiled: openvino.CompiledModel | None = compiled
         # A request serves one caller; each waiting one takes an idle request, or makes its own.
         self._idle = [compiled.create_infer_request()]
@@ -186,7 +199,8 @@ class OpenVinoSession:
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs of checked inputs; for a static graph, padding and cutting are part of it."""
         if self._shape is None:
-            return self._infer(inputs)
+            count = min(self._pieces, len(next(iter(inputs.values()))))
+            return self._infer(inputs) if count == 1 else self._infer_at_once(inputs, count)
         pieces = [self._infer(piece) for piece in self._shape.padded(inputs)]
         return self._shape.cut(pieces, next(iter(inputs.values())).shape)
 
@@ -200,6 +214,24 @@ class OpenVinoSession:
             return {name: results[index].copy() for index, name in enumerate(self._outputs)}
         finally:
             self._idle.append(request)
+
+    def _infer_at_once(self, inputs: Tensors, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of a batch that is cut into ``count`` pieces, one for each stream."""
+        if self._compiled is None:
+            raise RunnerError("this openvino session is closed; open the artifact again")
+        cut = {name: np.array_split(array, count) for name, array in inputs.items()}
+        requests = [self._take_request(self._compiled) for _ in range(count)]
+        for index, request in enumerate(requests):
+            piece = {name: arrays[index] for name, arrays in cut.items()}
+            request.start_async(piece, share_inputs=True)
+        for request in requests:
+            request.wait()
+        outputs = {
+            name: np.concatenate([request.get_tensor(name).data for request in requests])
+            for name in self._outputs
+        }
+        self._idle.extend(requests)  # not those that failed: one may still be busy
+        return outputs
 
     def _take_request(self, compiled: openvino.CompiledModel) -> openvino.InferRequest:
         try:

@@ -38,7 +38,6 @@ STRUCTURES = {
     },
     "FFNs alone": {"layers": (LayerArch(heads=0, ffn=9), GONE, LayerArch(heads=0, ffn=1))},
 }
-WIDE = {"layers": (LayerArch(heads=4, ffn=64),) * 3, "hidden": 32}  # what int8 gains from
 
 
 def run(proto: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -80,16 +79,11 @@ def test_every_family_and_opset_answers_like_torch(family, opset):
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("is_static", [False, True])
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("kind", ["text-classification", "question-answering"])
-def test_the_same_numbers_give_the_same_answers(
-    kind, precision, is_static, write_model, random_inputs
-):
-    source, model = open_source(write_model(kind, **WIDE))
-    rows = calibration_rows(source, None)
-    numerics = choose_numerics(model, precision, rows, static=is_static)
-    assert bool(numerics.int8) == (precision == "int8")
+def test_the_same_numbers_give_the_same_answers(kind, precision, write_model, random_inputs):
+    source, model = open_source(write_model(kind))
+    numerics = choose_numerics(model, precision, calibration_rows(source, None))
     both = [
         run(
             onnx_from_model(model, opset=17, numerics=numerics, one_text=one_text),
@@ -97,8 +91,7 @@ def test_the_same_numbers_give_the_same_answers(
         )
         for one_text in (False, True)
     ]
-    # A product that takes its sum in rounds once less; a byte may tip.
-    tolerance = {"fp16": 5e-3, "bf16": 1e-5, "int8": 2e-2}[precision]
+    tolerance = {"fp16": 5e-3, "bf16": 1e-5}[precision]  # a product with its sum rounds once less
     for name in output_names(kind):
         np.testing.assert_allclose(both[1][name], both[0][name], atol=tolerance)
 
@@ -160,6 +153,19 @@ def test_its_profile_of_a_batch_is_that_of_all_texts(both, random_inputs):
     assert len(runs) == 4
     for each in runs:
         assert {place.part for place in each if place} >= {"attention", "ffn", "embedding"}
+
+
+def test_int8_which_would_be_slower_is_refused(write_model, tmp_path):
+    words = "an int8 graph of one text at a time is slower than that of any batch"
+    with pytest.raises(ConfigError, match=words):
+        api.export(
+            write_model(),
+            format="onnx",
+            precision="int8",
+            batch_size=(1, 1, 1),
+            output=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_server_that_forms_batches_refuses_it(both, tmp_path):

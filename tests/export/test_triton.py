@@ -278,14 +278,14 @@ def test_the_same_model_is_replaced_and_others_are_never_lost(onnx_directory, tm
 
 
 def test_a_label_of_two_lines_is_refused(write_model, tmp_path, monkeypatch):
-    honest = triton_backends.open_source
+    honest = triton_backends.open_for_export
 
-    def with_odd_label(path):
-        source, model = honest(path)
-        object.__setattr__(source, "labels", ("a\nb", "c", "d"))
-        return source, model
+    def with_odd_label(*given, **settings):
+        opened = honest(*given, **settings)
+        object.__setattr__(opened.source, "labels", ("a\nb", "c", "d"))
+        return opened
 
-    monkeypatch.setattr(triton_backends, "open_source", with_odd_label)
+    monkeypatch.setattr(triton_backends, "open_for_export", with_odd_label)
     with pytest.raises(ConfigError, match=re.escape(r"label 'a\nb' is not one line of text")):
         export_triton(write_model(), tmp_path / "models", name="tiny")
 
