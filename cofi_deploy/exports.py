@@ -77,7 +77,8 @@ class SessionChoice:
 
     ``runtime`` is the one that it was measured in, and that obeys it. ``threads`` None means the
     physical cores. ``settings`` have the runtime's own names, so that others can apply them:
-    `ONNXRUNTIME_SETTINGS` or `OPENVINO_SETTINGS`.
+    `ONNXRUNTIME_SETTINGS` or `OPENVINO_SETTINGS`. One is for the caller: `rows_at_once`, into how
+    large pieces to cut a batch.
     """
 
     runtime: str
@@ -97,6 +98,7 @@ ONNXRUNTIME_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "enable_mem_pattern": (False, True),
     "session.intra_op.allow_spinning": ("0", "1"),
     "session.set_denormal_as_zero": ("0", "1"),
+    "rows_at_once": tuple(range(1, 1025)),
     "disabled_optimizers": (
         "AttentionFusion",
         "BiasGeluFusion",

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 from cofi_deploy.errors import UsageError
 from cofi_deploy.export.engine_options import EngineOptions
 from cofi_deploy.export.opsets import DEFAULT_OPSETS
-from cofi_deploy.one_text import ONE_TEXT
+from cofi_deploy.pieces import ONE_TEXT
 
 Triple = tuple[int, int, int]
 

@@ -54,7 +54,7 @@ from cofi_deploy.exports import (
     rebuild_command,
 )
 from cofi_deploy.loading import read_arch
-from cofi_deploy.one_text import ONE_TEXT
+from cofi_deploy.pieces import ONE_TEXT
 from cofi_deploy.tasks.load import TEXT_MAX_LENGTH
 
 logger = logging.getLogger(__name__)

@@ -101,7 +101,7 @@ def tune(request: TuningRequest, folder: Path, *, timer: Timer | None = None) ->
     search = _Search(request, folder, timer or _time)
     graphs = graphs_for(request.point.runtime, search.machine, search.shape)
     graph = search.try_all(graphs)
-    sessions = sessions_for(request.point.runtime, graph, search.machine, search.shape[0])
+    sessions = sessions_for(request.point.runtime, graph, search.machine, search.shape)
     winner = search.try_all(sessions, again=[graph])
     gains = search.gains_over(graph, sessions)
     if len(gains) > 1:

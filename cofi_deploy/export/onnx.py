@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from cofi_deploy.export.word_codes import WordCodes
 from cofi_deploy.exports import DEFAULT_OPSET, ExportParity
 from cofi_deploy.kinds import TaskKind
 from cofi_deploy.model import CofiPreTrainedModel
-from cofi_deploy.one_text import ONE_TEXT, one_after_the_other, takes_one_text
+from cofi_deploy.pieces import ONE_TEXT, in_pieces, rows_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -340,8 +340,9 @@ def onnxruntime_infer(path: Path) -> Infer:
     except Exception as error:
         raise ExportError(f"ONNX Runtime does not open {str(path)!r}: {error}") from error
     names = [output.name for output in session.get_outputs()]
+    rows = rows_at_once(session)
 
-    def infer(inputs: Inputs) -> Outputs:
+    def run(inputs: Inputs) -> Outputs:
         return dict(zip(names, map(np.asarray, session.run(names, dict(inputs))), strict=True))
 
-    return partial(one_after_the_other, infer) if takes_one_text(session) else infer
+    return lambda inputs: in_pieces(run, inputs, rows)

@@ -18,8 +18,8 @@ import onnx
 import onnxruntime as ort
 
 from cofi_deploy.exports import SessionChoice
-from cofi_deploy.one_text import takes_one_text, texts_of
 from cofi_deploy.parts import Node, Place, Run, place_nodes
+from cofi_deploy.pieces import pieces_of, rows_at_once
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -58,13 +58,13 @@ def profiled_runs(
             providers=_PROVIDERS,
             disabled_optimizers=disabled_optimizers(choice),
         )
-        texts = texts_of(inputs) if takes_one_text(session) else [inputs]
+        pieces = pieces_of(inputs, rows_at_once(session, choice))
         for _ in range(warmup + runs):
-            for text in texts:
-                session.run(None, dict(text))
+            for piece in pieces:
+                session.run(None, dict(piece))
         trace = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     events = iter(_events_by_run(trace))
-    batches = zip(*[events] * len(texts), strict=True)  # as many in a row as there are texts
+    batches = zip(*[events] * len(pieces), strict=True)  # as many in a row as there are pieces
     return [_folded(list(chain(*batch)), places) for batch in batches][-runs:]
 
 

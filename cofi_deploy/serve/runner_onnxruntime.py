@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from cofi_deploy.errors import RunnerError
 from cofi_deploy.exports import ExportManifest, SessionChoice
-from cofi_deploy.one_text import one_after_the_other, takes_one_text
+from cofi_deploy.pieces import in_pieces, rows_at_once
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings
@@ -61,30 +61,35 @@ def open_session(artifact: Path, settings: RunnerSettings) -> OnnxRuntimeSession
         )
     names = tuple(item.name for item in session.get_inputs())
     limits = InputLimits.from_arch(manifest.arch, names)
-    return OnnxRuntimeSession(session, limits, manifest.precision, threads)
+    rows = rows_at_once(session, choice)
+    return OnnxRuntimeSession(session, limits, manifest.precision, threads, rows)
 
 
 class OnnxRuntimeSession:
     """An open inference session."""
 
     def __init__(
-        self, session: ort.InferenceSession, limits: InputLimits, precision: str, threads: int
+        self,
+        session: ort.InferenceSession,
+        limits: InputLimits,
+        precision: str,
+        threads: int,
+        rows: int | None = None,
     ) -> None:
-        """Take an open session."""
+        """Take an open session, and how many rows it is given at a time."""
         self.threads = threads
         self._session: ort.InferenceSession | None = session
         self._output_names = [item.name for item in session.get_outputs()]
         self.device = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         self.precision = precision
         self.limits = limits
-        self._takes_one_text = takes_one_text(session)
+        self._rows = rows
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs of checked inputs; on CUDA, copies to and from the device are part of it."""
         if self._session is None:
             raise RunnerError("this onnxruntime session is closed; open the artifact again")
-        run = partial(self._outputs, self._session)
-        return one_after_the_other(run, inputs) if self._takes_one_text else run(inputs)
+        return in_pieces(partial(self._outputs, self._session), inputs, self._rows)
 
     def close(self) -> None:
         """Drop the session, which frees its arena and threads."""

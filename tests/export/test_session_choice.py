@@ -15,12 +15,14 @@ from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.errors import ArtifactError
 from cofi_deploy.export.candidates import Candidate, Machine, combined, graphs_for, sessions_for
 from cofi_deploy.export.manifest import write_tuning
+from cofi_deploy.export.onnx import export_onnx
 from cofi_deploy.export.openvino import export_openvino
 from cofi_deploy.export.triton import export_triton
 from cofi_deploy.export.triton_config import TritonOptions
 from cofi_deploy.exports import SessionChoice, check_export, read_tuning
 from cofi_deploy.serve import runner_openvino
-from cofi_deploy.serve.runner import open_runner
+from cofi_deploy.serve.profile_onnxruntime import profiled_runs
+from cofi_deploy.serve.runner import RunnerSettings, open_runner
 
 SETTINGS = {
     "graph_optimization_level": "ORT_ENABLE_BASIC",
@@ -81,6 +83,41 @@ def test_openvino_is_compiled_with_what_was_chosen(write_model, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
+def test_onnxruntime_is_given_as_many_rows_at_once_as_were_chosen(
+    kind, write_model, random_inputs, tmp_path
+):
+    directory = export_onnx(write_model(kind), tmp_path / "onnx")
+    batch = random_inputs(7, 19)
+    with open_runner(directory, "onnxruntime-cpu") as runner:
+        expected = runner.infer(batch)["logits"]
+    choice = SessionChoice(runtime="onnxruntime-cpu", settings={"rows_at_once": 3})
+    write_tuning(directory, choice, {"for": "onnxruntime-cpu@32x128"})
+    with open_runner(directory, "onnxruntime-cpu") as runner:
+        got = runner.infer(batch)["logits"]
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    settings = RunnerSettings(runtime="onnxruntime-cpu", threads=1, precision=None)
+    runs = profiled_runs(directory, settings, batch, warmup=1, runs=3)
+    assert len(runs) == 3  # of three pieces each
+
+
+def test_a_batch_is_cut_into_pieces_of_a_thousand_tokens():
+    graph = Candidate(name="default")
+    told = {
+        shape: [
+            candidate.settings["rows_at_once"]
+            for candidate in sessions_for("onnxruntime-cpu", graph, MACHINE, shape)
+            if "rows_at_once" in candidate.settings
+        ]
+        for shape in ((1, 128), (8, 128), (32, 128), (32, 32), (64, 32), (4, 512), (4, 2048))
+    }
+    nothing = {(1, 128), (8, 128), (32, 32)}
+    assert {shape for shape, rows in told.items() if not rows} == nothing
+    assert told[32, 128] == [8]
+    assert (told[64, 32], told[4, 512], told[4, 2048]) == ([32], [2], [1])
+
+
+@pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
 def test_openvino_computes_a_batch_in_as_many_pieces_as_streams(
     kind, write_model, random_inputs, tmp_path
 ):
@@ -109,6 +146,7 @@ def test_openvino_computes_a_batch_in_as_many_pieces_as_streams(
         ({"settings": {"plugin": "x.so"}}, "session setting plugin='x.so' for 'onnxruntime-cpu'"),
         ({"settings": {"enable_mem_pattern": "no"}}, "session setting enable_mem_pattern='no'"),
         ({"settings": {"disabled_optimizers": ["ConstantFolding"]}}, "['ConstantFolding']"),
+        ({"settings": {"rows_at_once": 0}}, "session setting rows_at_once=0"),
         ({"runtime": "elsewhere"}, "for 'elsewhere', allowed: none"),
         ({"threads": 0}, "has 0 threads, allowed: 1 and up"),
         ({"stranger": 1}, "has a missing or unknown entry"),
@@ -153,7 +191,7 @@ def test_candidates_come_from_the_simplest_on():
 
 def test_sessions_change_one_thing_each_and_are_combined():
     graph = Candidate(name="int8", precision="int8")
-    found = {c.name: c for c in sessions_for("onnxruntime-cpu", graph, MACHINE, 1)}
+    found = {c.name: c for c in sessions_for("onnxruntime-cpu", graph, MACHINE, (1, 128))}
     assert list(found)[:2] == ["int8; threads 4", "int8; threads 1"]
     names = ("threads 4", "LayerNorm not fused", "Gelu not fused", "no memory pattern")
     both = combined(graph, [found[f"int8; {name}"] for name in names])
@@ -169,7 +207,8 @@ def test_openvino_shares_a_batch_out_among_streams_where_the_shape_is_free():
     graph = Candidate(name="int8", precision="int8")
     names = {
         batch: [
-            c.name.removeprefix("int8; ") for c in sessions_for("openvino", graph, MACHINE, batch)
+            c.name.removeprefix("int8; ")
+            for c in sessions_for("openvino", graph, MACHINE, (batch, 128))
         ]
         for batch in (1, 2, 32)
     }
@@ -180,4 +219,4 @@ def test_openvino_shares_a_batch_out_among_streams_where_the_shape_is_free():
         32: ["streams 2", f"streams {MACHINE.cores}"],
     }
     fixed = replace(graph, shape=(32, 128))
-    assert not any("stream" in c.name for c in sessions_for("openvino", fixed, MACHINE, 32))
+    assert not any("stream" in c.name for c in sessions_for("openvino", fixed, MACHINE, (32, 128)))
