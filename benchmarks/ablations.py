@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 from command_help import as_written
-from pruning import DATA, ROOT, RUNS, minilm, train_or_resume
+from training import DATA, ROOT, RUNS, minilm, train_or_resume
 
 from cofi_deploy import api
 from cofi_deploy.arch import Arch

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 from command_help import as_written
-from pruning import DATA, ROOT, RUNS, SPARSITIES, train_or_resume
+from training import DATA, ROOT, RUNS, SPARSITIES, train_or_resume
 
 from cofi_deploy.artifacts import read_json, write_json
 from cofi_deploy.results import result_document
@@ -67,13 +67,18 @@ def train(name: str, seed: int, recipe: str | None = None) -> None:
     subject = SUBJECTS[name]
     recipe = recipe or subject.recipe
     train_or_resume(
-        FOLDER / _name(name, recipe, seed),
+        run_of(name, recipe, seed),
         subject.task or name,
         recipe=recipe,
         seed=seed,
         overrides={"sparsities": list(SPARSITIES), **subject.changes},
         **subject.data,
     )
+
+
+def run_of(name: str, recipe: str, seed: int) -> Path:
+    """Where the family of a subject, recipe and seed lies."""
+    return FOLDER / _name(name, recipe, seed)
 
 
 def collect(folder: Path = FOLDER, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ by side. Writes results/alignment-<task>.json.
     python benchmarks/alignment.py train              hours; resumes when killed
     python benchmarks/alignment.py measure            minutes; the machine must be idle
 
-Data and weights as for pruning.py.
+Data and weights as in training.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import click
 from command_help import as_written
 from paper_archs import write_model
-from pruning import DATA, POINTS, RUNS, train_or_resume
+from training import DATA, POINTS, RUNS, train_or_resume
 
 from cofi_deploy import api
 from cofi_deploy.arch import Arch, DenseShape, LayerArch

@@ -24,7 +24,7 @@ import click
 from ablations import BASE, TASK, teacher
 from ablations import FOLDER as TEACHERS
 from command_help import as_written
-from pruning import DATA, ROOT, RUNS, SPARSITIES, minilm
+from training import DATA, ROOT, RUNS, SPARSITIES, minilm
 
 from cofi_deploy import api
 from cofi_deploy.artifacts import read_json, write_json

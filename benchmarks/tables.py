@@ -55,7 +55,9 @@ def _task_table(document: Mapping[str, Any]) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         structure = _structure(document["structures"][model])
         lines += _model_lines([row for row in rows if row["model"] == model], structure)
-    lines += ["", f"Training the family took {first['wall_s'] / 60:.0f} minutes in all."]
+    limit = document.get("settings", {}).get("train_limit")
+    rows_of = f", on {limit:,} training rows" if limit else ""
+    lines += ["", f"Training the family took {first['wall_s'] / 60:.0f} minutes in all{rows_of}."]
     return "\n".join(lines)
 
 

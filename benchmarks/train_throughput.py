@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pruning import DATA, minilm
 from torch.profiler import ProfilerActivity, profile
+from training import DATA, minilm
 
 from cofi_deploy.artifacts import write_json
 from cofi_deploy.config import Precision, TrainSettings, resolve_settings

@@ -45,7 +45,7 @@ def test_accuracy_and_time_without_and_with_alignment_are_reported(
 
     for name, value in {"RUNS": tmp_path / "runs", "ROOT": tmp_path, "DATA": tiny_data}.items():
         monkeypatch.setattr(alignment, name, value)
-    monkeypatch.setattr("pruning.minilm", lambda: wide)
+    monkeypatch.setattr("training.minilm", lambda: wide)
     monkeypatch.setattr(alignment, "SPARSITY", 0.6)
     monkeypatch.setattr(alignment, "SECONDS", 0.1)
     monkeypatch.setattr(alignment, "POINTS", ("1x16",))
