@@ -81,7 +81,7 @@ def variants(
             if format_ == "onnx" and batch == 1:
                 one_text = {"format": format_, "batch_size": one_shape["batch_size"]}
                 found[f"onnx fp32 for {point}"] = one_text
-            elif not with_text and format_ == "openvino":
+            if format_ == "openvino" and not with_text:
                 for precision in PRECISIONS:
                     name = f"openvino {precision} for {point}"
                     found[name] = {**one_shape, "precision": precision}

@@ -1,4 +1,4 @@
-"""A batch in pieces, one after the other: for ONNX graphs that take one text, or are faster so.
+"""A batch in pieces, one after the other: for graphs that take no larger one, or are faster so.
 
 `cofi-deploy export --format onnx --batch-size 1` writes graphs of one text; `--tune` finds how many
 rows are best at a time. The check of an export, the runner and the profile ask them in this way.

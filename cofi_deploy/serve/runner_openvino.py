@@ -15,6 +15,7 @@ from cofi_deploy.errors import MissingDependencyError, RunnerError
 from cofi_deploy.exports import ExportManifest, SessionChoice
 from cofi_deploy.kinds import is_per_token
 from cofi_deploy.openvino_core import openvino_core
+from cofi_deploy.pieces import pieces_of
 from cofi_deploy.serve.exported import check_precision, open_export
 from cofi_deploy.serve.inputs import InputLimits, Tensors
 from cofi_deploy.serve.runner import RunnerSettings, physical_cores
@@ -133,17 +134,12 @@ class StaticShape:
 
     def padded(self, inputs: Tensors) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Inputs in pieces of this shape; what is added is padding with mask 0."""
-        rows, length = next(iter(inputs.values())).shape
-        for start in range(0, rows, self.batch):
-            count = min(self.batch, rows - start)
+        for piece in pieces_of(inputs, self.batch):
+            count, length = next(iter(piece.values())).shape
             room = ((0, self.batch - count), (0, self.length - length))
             yield {
-                name: np.pad(
-                    array[start : start + count],
-                    room,
-                    constant_values=self.pad_id if name == "input_ids" else 0,
-                )
-                for name, array in inputs.items()
+                name: np.pad(array, room, constant_values=self.pad_id if name == "input_ids" else 0)
+                for name, array in piece.items()
             }
 
     def cut(
@@ -206,9 +202,7 @@ class OpenVinoSession:
 
     def _infer(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs, copied out of the request's buffers."""
-        if self._compiled is None:
-            raise RunnerError("this openvino session is closed; open the artifact again")
-        request = self._take_request(self._compiled)
+        request = self._take_request()
         try:
             results = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
             return {name: results[index].copy() for index, name in enumerate(self._outputs)}
@@ -217,10 +211,8 @@ class OpenVinoSession:
 
     def _infer_at_once(self, inputs: Tensors, count: int) -> dict[str, npt.NDArray[Any]]:
         """Outputs of a batch that is cut into ``count`` pieces, one for each stream."""
-        if self._compiled is None:
-            raise RunnerError("this openvino session is closed; open the artifact again")
         cut = {name: np.array_split(array, count) for name, array in inputs.items()}
-        requests = [self._take_request(self._compiled) for _ in range(count)]
+        requests = [self._take_request() for _ in range(count)]
         for index, request in enumerate(requests):
             piece = {name: arrays[index] for name, arrays in cut.items()}
             request.start_async(piece, share_inputs=True)
@@ -233,7 +225,10 @@ class OpenVinoSession:
         self._idle.extend(requests)  # not those that failed: one may still be busy
         return outputs
 
-    def _take_request(self, compiled: openvino.CompiledModel) -> openvino.InferRequest:
+    def _take_request(self) -> openvino.InferRequest:
+        compiled = self._compiled  # one look: another thread may close the session
+        if compiled is None:
+            raise RunnerError("this openvino session is closed; open the artifact again")
         try:
             return self._idle.pop()  # atomic, as append is
         except IndexError:
